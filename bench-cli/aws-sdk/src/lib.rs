@@ -1,0 +1,1 @@
+//! The only user of aws-sdk-s3: control path and the aws-sdk transport.

@@ -1,0 +1,3 @@
+//! Will this storage keep these GPUs fed?
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Measured transports: raw S3, files, and the null target.

@@ -1,0 +1,3 @@
+//! Runs machines over transports and measures.
+
+pub mod transport;

@@ -1,0 +1,1 @@
+//! HTML, CSV, plots and tables: pure renderers of a report.

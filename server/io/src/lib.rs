@@ -1,0 +1,4 @@
+//! Arenas, payload bytes, io_uring on tokio, and precise timers.
+
+pub mod arena;
+pub mod payload;

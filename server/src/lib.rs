@@ -1,0 +1,1 @@
+//! The reference storage server: one store, many wires.

@@ -1,0 +1,4 @@
+//! What to replay, as pure state machines: no async, no clocks, no I/O.
+
+pub mod machine;
+pub mod op;
