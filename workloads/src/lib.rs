@@ -2,3 +2,6 @@
 
 pub mod machine;
 pub mod op;
+pub mod prepare;
+pub mod random;
+pub mod schedule;
