@@ -119,6 +119,12 @@ pub trait Transport: 'static {
     /// Page-aligned buffers it can use without a copy of its own.
     fn arena(&self) -> &Arena;
 
+    /// How payloads travel when nothing goes wrong: what an operation is counted under that got no answer. `None`
+    /// where only an answer tells.
+    fn carrier(&self) -> Option<Carrier> {
+        None
+    }
+
     /// Opens a lane, and its connection where it has one.
     fn lane(&self) -> impl Future<Output = Result<Self::Lane, OpError>>;
 

@@ -1,4 +1,6 @@
 //! Arenas, payload bytes, io_uring on tokio, and precise timers.
 
 pub mod arena;
+pub mod bell;
 pub mod payload;
+pub mod timer;
