@@ -1,0 +1,23 @@
+//! An emulated inference worker: iteration cost, continuous batching, GPU memory blocks, and where its time goes.
+//!
+//! [`Worker`](worker::Worker) is a pure state machine. Whoever owns it is its [`Host`](sequence::Host): it is asked what
+//! to load, and told of tokens, blocks and finished jobs.
+
+pub mod blocks;
+pub mod cost;
+pub mod ledger;
+pub mod samples;
+pub mod sequence;
+pub mod worker;
+
+#[cfg(test)]
+mod cost_tests;
+#[cfg(test)]
+mod worker_tests;
+
+pub use blocks::{BlockPool, Slot};
+pub use cost::{Batch, CostModel, Terms};
+pub use ledger::{Cell, Ledger, Peaks, summarize};
+pub use samples::Samples;
+pub use sequence::{Begin, Host, Job, Parts, Phase, Reason};
+pub use worker::{Limits, Worker};
