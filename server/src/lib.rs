@@ -1,1 +1,5 @@
 //! The reference storage server: one store, many wires.
+
+pub mod config;
+mod s3;
+pub mod store;

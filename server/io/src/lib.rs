@@ -3,4 +3,5 @@
 pub mod arena;
 pub mod bell;
 pub mod payload;
+pub mod ring;
 pub mod timer;
