@@ -7,6 +7,8 @@ mod driver;
 pub mod op;
 pub mod ops;
 pub mod prepare;
+pub mod rag;
 pub mod random;
 pub mod schedule;
 pub mod trace;
+pub mod training;
