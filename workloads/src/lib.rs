@@ -1,9 +1,9 @@
 //! What to replay, as pure state machines: no async, no clocks, no I/O.
 
-pub mod inference;
-pub mod machine;
 #[cfg(test)]
 mod driver;
+pub mod inference;
+pub mod machine;
 pub mod op;
 pub mod ops;
 pub mod prepare;

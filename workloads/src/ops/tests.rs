@@ -86,7 +86,7 @@ fn consistent(spec: &OpsSpec, salt: u64) {
         n += 1;
         let op = submit.op;
         let takes = Duration::from_micros(mix2(salt, n) % 3000);
-        let failed = mix2(salt, n) % 10 == 0;
+        let failed = mix2(salt, n).is_multiple_of(10);
         match op.verb {
             Verb::Get | Verb::Stat => {
                 let size = *there.get(&op.key).expect("reads what is there");

@@ -147,8 +147,8 @@ impl TrainingSpec {
         }
         let (mean, sigma) = (self.sample_bytes, self.sample_bytes_sigma);
         let lanes = u64::from(self.accelerators) * u64::from(self.readers.max(1));
-        let needed = 2 * u64::from(self.batch) * u64::from(self.accelerators);
-        if !(mean >= 1.0 && mean < 1e15 && sigma >= 0.0 && sigma.is_finite()) {
+        let needed = u64::from(self.batch).saturating_mul(2 * u64::from(self.accelerators));
+        if !((1.0..1e15).contains(&mean) && sigma >= 0.0 && sigma.is_finite()) {
             Err(TrainingError::SampleBytes { mean, sigma })
         } else if self.compute.is_zero() {
             Err(TrainingError::Compute)
