@@ -11,7 +11,7 @@ pub mod sequence;
 pub mod worker;
 
 #[cfg(test)]
-mod cost_tests;
+pub(crate) mod cost_tests;
 #[cfg(test)]
 mod worker_tests;
 

@@ -59,6 +59,8 @@ pub struct Worker {
     running: Vec<Sequence>,
     run: Run,
     queued_tokens: u64,
+    /// Requests on their way here that wait for storage; see [`Worker::awaiting`].
+    outside: u64,
     /// The pool's release count when the first waiting job did not fit.
     blocked: Option<u64>,
 }
@@ -79,6 +81,7 @@ impl Worker {
             running: Vec::new(),
             run: Run::default(),
             queued_tokens: 0,
+            outside: 0,
             blocked: None,
         }
     }
@@ -182,6 +185,15 @@ impl Worker {
         }
     }
 
+    /// From `now` on, `requests` that are on their way here wait for storage elsewhere (a retrieval before its prompt):
+    /// while there is nothing to compute, that is a storage stall.
+    pub fn awaiting(&mut self, now: Tick, requests: u64, host: &mut impl Host) {
+        self.advance(now, host);
+        self.settle(now);
+        self.outside = requests;
+        self.book_gauge(now);
+    }
+
     /// Something may be schedulable now: at once if idle, else at the end of the iteration in progress.
     fn wake_up(&mut self, now: Tick, host: &mut impl Host) {
         let ends = &mut self.run.ends;
@@ -196,13 +208,14 @@ impl Worker {
     /// Books idle time up to `now`; what an iteration takes is booked when it ends.
     fn settle(&mut self, now: Tick) {
         if self.run.ends.is_empty() {
-            let waits = !(self.waiting.is_empty() && self.loading.is_empty() && self.loaded.is_empty());
+            let waits =
+                self.outside > 0 || !(self.waiting.is_empty() && self.loading.is_empty() && self.loaded.is_empty());
             self.ledger.idle(now, if waits { Cell::StorageStall } else { Cell::NoWork });
         }
     }
 
     fn book_gauge(&mut self, now: Tick) {
-        self.ledger.gauge(now, self.loading.len() as u64, self.running.len() as u64);
+        self.ledger.gauge(now, self.loading.len() as u64 + self.outside, self.running.len() as u64);
     }
 
     /// Begins the next run at `now`, if there is anything to compute.

@@ -6,7 +6,7 @@ use super::{MOONCAKE_BLOCK_TOKENS, Request, Trace};
 
 /// Ids of the blocks of `block_tokens` that cover `segments` (identity, tokens) laid end to end. An id depends on all
 /// that precedes and fills its block, so equal ids mean equal prefixes; the last block may be partial.
-pub(super) fn chain(segments: impl IntoIterator<Item = (u64, u32)>, block_tokens: u32, out: &mut Vec<u64>) {
+pub(crate) fn chain(segments: impl IntoIterator<Item = (u64, u32)>, block_tokens: u32, out: &mut Vec<u64>) {
     let block_tokens = block_tokens.max(1);
     let mut hash = 0;
     let mut filled = 0;

@@ -21,6 +21,7 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use blocks::chain;
 pub use info::{ComponentInfo, LruInfo, TokenInfo, TraceInfo, info};
 pub use read::{Options, Records, TraceError, records, records_from};
 pub use spread::{Spread, SpreadError};

@@ -108,7 +108,7 @@ fn formats_are_told_by_content() {
         (weka, Format::Weka, vec![0]),
     ];
     for (text, format, times) in cases {
-        let trace = read("t", text).expect(format.name());
+        let trace = read("t", text).expect("the format as named");
         assert_eq!((trace.format, at(&trace)), (format, times));
         assert_eq!(read("t", &format!("\n\u{20}\n{text}\n\n")).expect("blank lines").requests(), trace.requests());
     }
