@@ -12,7 +12,7 @@ use crate::op::{Carrier, ErrorKind, Outcome, Tick};
 enum Next {
     Measure,
     Done(usize),
-    Due(u64),
+    Due(Tick, u64),
     Stop,
 }
 
@@ -23,7 +23,19 @@ pub(crate) fn drive<M: Machine>(
     start: Tick,
     measure: Option<Tick>,
     stop: Option<Tick>,
+    serve: impl FnMut(&Submit) -> (Duration, Result<(), ErrorKind>),
+) -> (Vec<Submit>, Tick) {
+    drive_late(machine, start, measure, stop, serve, |_| Duration::ZERO)
+}
+
+/// [`drive`], with event number n told so much later than it happened, as a busy machine would.
+pub(crate) fn drive_late<M: Machine>(
+    machine: &mut M,
+    start: Tick,
+    measure: Option<Tick>,
+    stop: Option<Tick>,
     mut serve: impl FnMut(&Submit) -> (Duration, Result<(), ErrorKind>),
+    late: impl Fn(u64) -> Duration,
 ) -> (Vec<Submit>, Tick) {
     let mut out = Actions::default();
     let mut heap = BinaryHeap::new();
@@ -39,12 +51,12 @@ pub(crate) fn drive<M: Machine>(
             let (takes, result) = serve(&submit);
             order += 1;
             let done = submit.intended.max(start) + takes;
-            heap.push(Reverse((done.max(now), order, Next::Done(submits.len()))));
+            heap.push(Reverse((done.max(now) + late(order), order, Next::Done(submits.len()))));
             submits.push((submit, done, result));
         }
         for (at, tag) in out.drain_wakes() {
             order += 1;
-            heap.push(Reverse((at.max(now), order, Next::Due(tag))));
+            heap.push(Reverse((at.max(now) + late(order), order, Next::Due(at, tag))));
         }
         if out.finished() {
             break;
@@ -54,7 +66,7 @@ pub(crate) fn drive<M: Machine>(
         match next {
             Next::Measure => machine.step(now, Event::Measure, &mut out),
             Next::Stop => machine.step(now, Event::Stop, &mut out),
-            Next::Due(tag) => machine.step(now, Event::Due { at, tag }, &mut out),
+            Next::Due(at, tag) => machine.step(now, Event::Due { at, tag }, &mut out),
             Next::Done(i) => {
                 let (submit, done, result) = submits[i];
                 let outcome = Outcome {

@@ -209,10 +209,13 @@ fn a_target_that_is_not_there_is_not_hammered() {
 fn specifications_survive_a_plan_file() {
     let spec =
         OpsSpec { range_bytes: Some(Bytes(4096)), popularity: Popularity::Zipf(0.99), ..spec("mixed", 3, Some(9)) };
-    let text = serde_json::to_string(&spec).expect("serializes");
-    assert_eq!(serde_json::from_str::<OpsSpec>(&text).expect("reads back"), spec);
-    let wrong = text.replace("\"overwrite\"", "\"overwrites\"");
-    assert!(serde_json::from_str::<OpsSpec>(&wrong).expect_err("unknown").to_string().contains("overwrites"));
+    let text = toml::to_string(&spec).expect("serializes");
+    assert_eq!(toml::from_str::<OpsSpec>(&text).expect("reads back"), spec, "{text}");
+    let wrong = text.replace("overwrite =", "overwrites =");
+    assert!(toml::from_str::<OpsSpec>(&wrong).expect_err("unknown").to_string().contains("overwrites"));
+    let open = Load::Open { rate_per_s: 0.5, arrivals: Arrivals::Poisson, clients: 3 };
+    let text = toml::to_string(&OpsSpec { load: open, ..spec }).expect("serializes");
+    assert_eq!(toml::from_str::<OpsSpec>(&text).expect("reads back").load, open);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::driver::drive;
+use crate::driver::{drive, drive_late};
 use crate::op::{ErrorKind, Key};
 
 fn spec() -> TrainingSpec {
@@ -246,6 +246,22 @@ proptest! {
         prop_assert_eq!(section.step_time.summary.count as usize, expected.len());
     }
 
+    /// Timers fire late and completions are told late; the model's time line must not notice.
+    #[test]
+    fn lateness_does_not_add_up(spec in any_spec(), salt: u64) {
+        // tf.data's readers take samples as they are told of completions, so their order may change.
+        let spec = TrainingSpec { loader: LoaderKind::Pytorch, ..spec };
+        let (on_time, section, _, end) = run(&spec, None, None, varying(salt));
+        let mut machine = Training::new(spec).expect("runs");
+        let read = varying(salt);
+        let serve = |submit: &Submit| (Duration::from_nanos(read(&submit.op)), Ok(()));
+        let (_, told) = drive_late(&mut machine, Tick(0), None, None, serve, |n| Duration::from_nanos(mix2(salt, n) % 300_000));
+        prop_assert!(told >= end);
+        prop_assert_eq!(machine.end, Some(end));
+        prop_assert_eq!(machine.account.partition, on_time.account.partition);
+        prop_assert_eq!(machine.account.au_ratio(), section.au_ratio);
+    }
+
     #[test]
     fn windows_cut_time_exactly(spec in any_spec(), salt: u64, cuts in (0.0f64..1.0, 0.0f64..1.0)) {
         let expected = reference(&spec, spec.epochs.expect("bounded"), varying(salt));
@@ -402,9 +418,9 @@ fn the_size_rule_is_the_one_of_mlperf() {
 
 #[test]
 fn specifications_survive_a_plan_file_and_nonsense_is_refused() {
-    let text = serde_json::to_string(&spec()).expect("serializes");
-    assert_eq!(serde_json::from_str::<TrainingSpec>(&text).expect("reads back"), spec());
-    assert!(serde_json::from_str::<TrainingSpec>(&text.replace("\"batch\"", "\"batches\"")).is_err());
+    let text = toml::to_string(&spec()).expect("serializes");
+    assert_eq!(toml::from_str::<TrainingSpec>(&text).expect("reads back"), spec());
+    assert!(toml::from_str::<TrainingSpec>(&text.replace("batch =", "batches =")).is_err());
     let refused = |spec: TrainingSpec| Training::new(spec).expect_err("nonsense").to_string();
     let few = refused(TrainingSpec { files: 30, accelerators: 4, ..spec() });
     assert!(few.contains("at least 32 files"), "{few}");
