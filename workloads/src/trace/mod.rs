@@ -47,7 +47,8 @@ pub enum Format {
     Azure,
     /// BurstGPT: CSV of arrivals and token counts.
     Burstgpt,
-    /// Mooncake's lines with AIPerf's session fields.
+    /// Mooncake's lines with AIPerf's session fields. A line's `input_length` is taken as its whole prompt; history that
+    /// AIPerf itself would add when it replays a session is not.
     Aiperf,
 }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::random::Random;
 
-use super::{Component, Format, MOONCAKE_BLOCK_TOKENS, Part, Record, Spread, Trace, TraceError, blocks};
+use super::{Component, Format, MOONCAKE_BLOCK_TOKENS, Part, Record, Spread, Trace, TraceError, chain};
 
 /// A family of traces; each has its preset parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +96,9 @@ pub struct Retrieval {
     pub passage_zipf: f64,
 }
 
+/// Most passages: their lengths are kept in memory.
+const PASSAGES_MAX: u32 = 1 << 26;
+
 /// A turn before it has its place.
 struct Turn {
     at_ms: u64,
@@ -104,8 +107,8 @@ struct Turn {
     input_tokens: u32,
     output_tokens: u32,
     think_time: Option<Duration>,
-    /// Identity and tokens of what the prompt is made of.
-    segments: Vec<(u64, u32)>,
+    /// Identities of its blocks, before they are numbered.
+    blocks: Vec<u64>,
     parts: Vec<Part>,
 }
 
@@ -193,6 +196,7 @@ impl Synth {
             return wrong("token_time_s and system_prompt_zipf must not be negative");
         }
         match &self.retrieval {
+            Some(r) if r.passages > PASSAGES_MAX => wrong("retrieval.passages must be at most 67108864"),
             Some(r) if r.passages == 0 || r.passages_per_query > r.passages => {
                 wrong("retrieval.passages_per_query must be at most retrieval.passages, of which there must be one")
             }
@@ -247,20 +251,17 @@ impl Synth {
     /// Records with block ids numbered by first appearance.
     fn number(&self, turns: Vec<Turn>) -> impl Iterator<Item = Result<Record, TraceError>> {
         let mut numbers: FxHashMap<u64, u64> = FxHashMap::default();
-        let mut ids = Vec::new();
         let block_tokens = self.block_tokens;
         turns.into_iter().map(move |turn| {
-            ids.clear();
-            blocks::chain(turn.segments, block_tokens, &mut ids);
             let mut number = |id: &u64| {
                 let next = numbers.len() as u64;
                 *numbers.entry(*id).or_insert(next)
             };
             Ok(Record {
-                stamp_ns: Some(i64::try_from(turn.at_ms * 1_000_000).unwrap_or(i64::MAX)),
+                stamp_ns: Some(i64::try_from(turn.at_ms.saturating_mul(1_000_000)).unwrap_or(i64::MAX)),
                 input_tokens: turn.input_tokens,
                 output_tokens: turn.output_tokens,
-                blocks: ids.iter().map(&mut number).collect(),
+                blocks: turn.blocks.iter().map(&mut number).collect(),
                 parts: turn.parts,
                 block_tokens: Some(block_tokens),
                 session: Some(turn.session.to_string().into()),
@@ -289,14 +290,16 @@ fn own(session: u32, turn: u32, what: u64) -> u64 {
 impl Talk<'_> {
     /// The turn at this time; afterwards it is the time of the next one. Time stamps are whole milliseconds, as in
     /// Mooncake's own traces.
-    fn turn(&mut self, turn: u32, output_tokens: u32, segments: Vec<(u64, u32)>, parts: Vec<Part>) -> Turn {
+    fn turn(&mut self, turn: u32, output_tokens: u32, segments: &[(u64, u32)], parts: Vec<Part>) -> Turn {
         let at_ms = (self.at_s * 1e3).round() as u64;
         let input_tokens = segments.iter().map(|segment| segment.1).sum();
+        let mut blocks = Vec::new();
+        chain(segments.iter().copied(), self.synth.block_tokens, &mut blocks);
         let think_ms = (self.synth.think_time_s.sample(&mut self.rng) * 1e3).round();
         self.at_s += f64::from(output_tokens) * self.synth.token_time_s + think_ms / 1e3;
         let next = Some(Duration::from_millis(think_ms as u64));
         let think_time = std::mem::replace(&mut self.think_time, next);
-        Turn { at_ms, session: self.session, turn, input_tokens, output_tokens, think_time, segments, parts }
+        Turn { at_ms, session: self.session, turn, input_tokens, output_tokens, think_time, blocks, parts }
     }
 
     /// Every prompt is the one before with its answer and something new.
@@ -312,7 +315,7 @@ impl Talk<'_> {
             }
             let input = input.min(most - length);
             prompt.push((own(self.session, turn, 0), input));
-            turns.push(self.turn(turn, output, prompt.clone(), Vec::new()));
+            turns.push(self.turn(turn, output, &prompt, Vec::new()));
             prompt.push((own(self.session, turn, 1), output));
             length = length.saturating_add(input).saturating_add(output);
         }
@@ -351,8 +354,9 @@ impl Talk<'_> {
             if length > u64::from(self.synth.context_tokens_max) {
                 break;
             }
-            let segments = parts.iter().map(|part| (part.id << 3 ^ part.component as u64, part.tokens)).collect();
-            turns.push(self.turn(turn, output, segments, parts));
+            let segments: Vec<_> =
+                parts.iter().map(|part| (part.id << 3 ^ part.component as u64, part.tokens)).collect();
+            turns.push(self.turn(turn, output, &segments, parts));
             let tokens = input.saturating_add(output);
             history.push(Part { component: Component::History, id: own(self.session, turn, 1), tokens });
         }
