@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod driver;
 pub mod inference;
+pub mod kv;
 pub mod machine;
 pub mod op;
 pub mod ops;

@@ -1,0 +1,180 @@
+//! The same trace on other storage, in virtual time: the same machine, driven by a heap.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use gpufeed_profiles::units::Bytes;
+use gpufeed_schema::{Baseline, Kv as KvSection};
+
+use crate::inference::CostModel;
+use crate::kv::spec::{Exists, KvError, KvSpec, LoadPolicy};
+use crate::kv::{Kv, Requests};
+use crate::machine::{Actions, Event, Machine, Submit};
+use crate::op::{Carrier, Outcome, Tick, Verb};
+
+/// What the measured run is held against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BaselineKind {
+    /// No cache outside GPU memory.
+    NoCache,
+    /// Local tiers, no shared one.
+    Local,
+    /// Infinite, instant shared storage; the host link and GPU memory stay what they are.
+    IdealStorage,
+}
+
+/// Which part of a run is measured, in the trace's own time (a scaled run's times divided by its scale).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Window {
+    /// From the start of the trace to the start of the measurement.
+    pub warm_up: Duration,
+    /// Length of the measurement; none for until every request is served.
+    pub length: Option<Duration>,
+}
+
+/// Plays `requests` on storage of the given kind over the same window as the run itself. Time is not scaled: results compare with scaled ones, which are divided by their scale.
+///
+/// # Errors
+/// As [`Kv::new`].
+pub fn baseline(
+    spec: &KvSpec,
+    cost: &CostModel,
+    requests: &Arc<Requests>,
+    kind: BaselineKind,
+    window: Window,
+) -> Result<KvSection, KvError> {
+    let mut spec = KvSpec { time_scale: 1.0, ..spec.clone() };
+    match kind {
+        BaselineKind::NoCache => {
+            spec.shared_tier = false;
+            spec.g2_bytes = Bytes(0);
+        }
+        BaselineKind::Local => spec.shared_tier = false,
+        BaselineKind::IdealStorage => {
+            spec.shared_tier = true;
+            spec.exists = Exists::Index;
+            spec.load = LoadPolicy::BreakEven;
+        }
+    }
+    let mut machine = Kv::new(spec, cost.clone(), Arc::clone(requests))?;
+    let measure = Tick::ZERO + window.warm_up;
+    let end = play(&mut machine, measure, window.length.map(|length| measure + length));
+    Ok(machine.report((measure.min(end), end)))
+}
+
+/// The figures of a section that a baseline shows.
+#[must_use]
+pub fn headline(section: &KvSection) -> Baseline {
+    Baseline {
+        completed: section.completed,
+        ttft: section.ttft.clone(),
+        output_tokens_per_s: section.output_tokens_per_s,
+        goodput_per_s: section.goodput_per_s,
+        token_hit_ratio: section.token_hit_ratio,
+        gpu: section.gpu,
+    }
+}
+
+/// Fills in the three virtual baselines of a measured section, the `useful_ratio` they allow, and `load_ratio`.
+///
+/// # Errors
+/// As [`Kv::new`].
+pub fn fill_baselines(
+    section: &mut KvSection,
+    spec: &KvSpec,
+    cost: &CostModel,
+    requests: &Arc<Requests>,
+    window: Window,
+) -> Result<(), KvError> {
+    let run = |kind| baseline(spec, cost, requests, kind, window);
+    let (no_cache, local, ideal) =
+        (run(BaselineKind::NoCache)?, run(BaselineKind::Local)?, run(BaselineKind::IdealStorage)?);
+    section.gpu.useful_ratio = useful_ratio(section, &ideal);
+    section.load_ratio = load_ratio(&no_cache);
+    let mut lines = [&no_cache, &local, &ideal].map(headline);
+    for (line, section) in lines.iter_mut().zip([&no_cache, &local, &ideal]) {
+        line.gpu.useful_ratio = useful_ratio(section, &ideal);
+    }
+    let [no_cache, local, ideal] = lines;
+    section.baselines.no_cache = Some(no_cache);
+    section.baselines.local = Some(local);
+    section.baselines.ideal_storage = Some(ideal);
+    Ok(())
+}
+
+/// `useful`: busy seconds that ideal storage needs for the same completed work ÷ (worker-seconds − no work − down).
+///
+/// Work is the tokens served (prompts of completed requests, and output): where the two runs did not complete the same,
+/// ideal storage's busy time is taken in proportion.
+#[must_use]
+pub fn useful_ratio(section: &KvSection, ideal: &KvSection) -> Option<f64> {
+    let per_s = |s: &KvSection| s.input_tokens_per_s + s.output_tokens_per_s;
+    let work = |s: &KvSection| per_s(s) * s.gpu.total_ns as f64 / f64::from(s.workers.max(1));
+    let at_work = section.gpu.total_ns - section.gpu.no_work_ns - section.gpu.down_ns;
+    if work(ideal) <= 0.0 || at_work == 0 {
+        return None;
+    }
+    let busy = (ideal.gpu.prefill_ns + ideal.gpu.recompute_ns + ideal.gpu.decode_ns) as f64;
+    Some(busy * (work(section) / work(ideal)) / at_work as f64)
+}
+
+/// Offered load ÷ what the workers can do without a tier: requests that arrived ÷ those that could have been completed
+/// had the workers never been without work. Above one the queue grows as long as the run.
+fn load_ratio(no_cache: &KvSection) -> Option<f64> {
+    let gpu = &no_cache.gpu;
+    let at_work = gpu.total_ns - gpu.no_work_ns;
+    (no_cache.completed > 0 && at_work > 0).then(|| {
+        let capacity = no_cache.completed as f64 * gpu.total_ns as f64 / at_work as f64;
+        no_cache.requests as f64 / capacity
+    })
+}
+
+/// Drives a machine on storage that answers at once; returns when it ended.
+fn play(machine: &mut Kv, measure: Tick, stop: Option<Tick>) -> Tick {
+    let mut out = Actions::default();
+    let mut wakes: BinaryHeap<Reverse<(Tick, u64, u64)>> = BinaryHeap::new();
+    let mut submits: VecDeque<Submit> = VecDeque::new();
+    let (mut now, mut order) = (Tick::ZERO, 0u64);
+    let mut measure = (measure > now).then_some(measure);
+    machine.step(now, Event::Start, &mut out);
+    loop {
+        submits.extend(out.drain_submits());
+        for (at, tag) in out.drain_wakes() {
+            order += 1;
+            wakes.push(Reverse((at, order, tag)));
+        }
+        if let Some(Submit { tag, intended, op, .. }) = submits.pop_front() {
+            let outcome = Outcome {
+                intended,
+                sent: now,
+                first_byte: now,
+                done: now,
+                carrier: Carrier::Model,
+                bytes: if op.verb == Verb::Stat { 0 } else { op.bytes },
+                attempts: 1,
+                result: Ok(()),
+            };
+            machine.step(now, Event::Done { tag, op: &op, outcome: &outcome }, &mut out);
+            continue;
+        }
+        if out.finished() {
+            return now;
+        }
+        let Some(Reverse((at, _, tag))) = wakes.pop() else { return now };
+        if let Some(due) = measure.take_if(|due| *due <= at) {
+            now = now.max(due);
+            machine.step(now, Event::Measure, &mut out);
+            // What the measurement's start sets going comes before what is due later.
+            wakes.push(Reverse((at, 0, tag)));
+            continue;
+        }
+        if let Some(stop) = stop.filter(|&stop| at >= stop) {
+            machine.step(stop, Event::Stop, &mut out);
+            return stop;
+        }
+        now = now.max(at);
+        machine.step(now, Event::Due { at, tag }, &mut out);
+    }
+}

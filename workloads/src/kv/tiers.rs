@@ -1,0 +1,314 @@
+//! The tiers outside GPU memory, seen from the workers: host memory and links of each, one index of the target.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use gpufeed_schema::TierTokens;
+use rustc_hash::FxHashMap;
+
+use crate::inference::{Begin, BlockPool, CostModel, Host, Job, Parts, Reason, Slot};
+use crate::kv::loads::{Load, Verdict};
+use crate::kv::metrics::Metrics;
+use crate::kv::requests::Requests;
+use crate::kv::spec::KvSpec;
+use crate::machine::Submit;
+use crate::op::{Key, Op, Tick};
+use crate::random::mix;
+
+/// An operation in flight, or waiting to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pending {
+    /// Ask for block `index` of a job.
+    Stat { worker: u32, job: u32, index: u32, rank: u16 },
+    /// Read it.
+    Get { worker: u32, job: u32, index: u32, rank: u16 },
+    /// Write a block.
+    Put { worker: u32, id: u64, rank: u16 },
+}
+
+/// What belongs to one worker.
+#[derive(Debug)]
+pub(super) struct Local {
+    /// Host memory.
+    pub(super) g2: BlockPool,
+    /// When its link to GPU memory is free again, each way.
+    pub(super) in_free: Tick,
+    pub(super) out_free: Tick,
+    /// Reads and questions that wait for one in flight to end.
+    pub(super) reads: VecDeque<Pending>,
+    pub(super) reads_in_flight: u32,
+    pub(super) writes: VecDeque<Pending>,
+    pub(super) writes_in_flight: u32,
+}
+
+/// Blocks on their way from GPU to host memory.
+#[derive(Debug)]
+pub(super) struct Copying {
+    pub(super) worker: u32,
+    pub(super) blocks: Vec<(Slot, u64)>,
+}
+
+/// What a wake is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wake {
+    Arrival,
+    Ready { worker: u32, request: u32 },
+    Worker { worker: u32 },
+    LoadCopied { worker: u32, job: u32 },
+    OffloadCopied { copy: u32 },
+}
+
+impl Wake {
+    pub(super) fn tag(self) -> u64 {
+        let (kind, worker, number) = match self {
+            Self::Arrival => (0u64, 0, 0),
+            Self::Ready { worker, request } => (1, worker, request),
+            Self::Worker { worker } => (2, worker, 0),
+            Self::LoadCopied { worker, job } => (3, worker, job),
+            Self::OffloadCopied { copy } => (4, 0, copy),
+        };
+        kind << 56 | u64::from(worker) << 32 | u64::from(number)
+    }
+
+    pub(super) fn of(tag: u64) -> Self {
+        let (worker, number) = ((tag >> 32) as u32 & 0xff_ffff, tag as u32);
+        match tag >> 56 {
+            0 => Self::Arrival,
+            1 => Self::Ready { worker, request: number },
+            2 => Self::Worker { worker },
+            3 => Self::LoadCopied { worker, job: number },
+            _ => Self::OffloadCopied { copy: number },
+        }
+    }
+}
+
+/// Everything outside the workers; their host.
+#[derive(Debug)]
+pub(super) struct Tiers {
+    pub(super) spec: KvSpec,
+    pub(super) cost: Arc<CostModel>,
+    pub(super) requests: Arc<Requests>,
+    /// When the trace begins.
+    pub(super) origin: Tick,
+    /// Which requests have been looked up once.
+    pub(super) looked_up: Vec<bool>,
+    /// Objects of a block, and bytes of each.
+    pub(super) ranks: u16,
+    pub(super) object_bytes: u64,
+    /// Time of one block on a worker's host link.
+    pub(super) block_copy_ns: f64,
+    pub(super) locals: Vec<Local>,
+    /// Blocks on the target, and whether anyone has read them.
+    pub(super) stored: FxHashMap<u64, bool>,
+    /// Blocks being written, and the ranks still to come; a failed one takes the block with it.
+    pub(super) writing: FxHashMap<u64, (u16, bool)>,
+    /// The worker that computed a block last.
+    computed: FxHashMap<u64, u32>,
+    pub(super) loads: FxHashMap<u32, Load>,
+    pub(super) verdicts: FxHashMap<u32, Verdict>,
+    /// Blocks a job got from host memory and from the target.
+    pub(super) got: FxHashMap<u32, (u64, u64)>,
+    pub(super) in_flight: Vec<Option<Pending>>,
+    free: Vec<u32>,
+    pub(super) copies: Vec<Option<Copying>>,
+    pub(super) open_copy: Option<(Tick, Copying)>,
+    pub(super) metrics: Metrics,
+    /// Mean duration of a read of late (exponential, 1/16), zero before the first.
+    pub(super) read_ns: f64,
+    pub(super) unfinished: u64,
+    pub(super) stopped: bool,
+    pub(super) submits: Vec<Submit>,
+    pub(super) wakes: Vec<(Tick, Wake)>,
+}
+
+impl Tiers {
+    pub(super) fn new(spec: KvSpec, cost: Arc<CostModel>, requests: Arc<Requests>) -> Self {
+        let block_bytes = cost.block_bytes(requests.block_tokens());
+        let ranks = if spec.per_rank { cost.tp.clamp(1, 1024) as u16 } else { 1 };
+        let rank_bytes = if spec.per_rank {
+            cost.kv_bytes_per_token_rank * requests.block_tokens() as f64
+        } else {
+            block_bytes as f64
+        };
+        let g2_blocks = (spec.g2_bytes.0 / block_bytes.max(1)) as usize;
+        let local = |_| Local {
+            g2: BlockPool::new(g2_blocks),
+            in_free: Tick::ZERO,
+            out_free: Tick::ZERO,
+            reads: VecDeque::new(),
+            reads_in_flight: 0,
+            writes: VecDeque::new(),
+            writes_in_flight: 0,
+        };
+        let resident = cost.kv_bytes_per_token_rank * f64::from(cost.tp) * requests.block_tokens() as f64;
+        Self {
+            origin: Tick::ZERO,
+            looked_up: vec![false; requests.list().len()],
+            ranks,
+            object_bytes: ((rank_bytes * spec.bytes_scale).round() as u64).max(1),
+            block_copy_ns: cost.copy_ns(resident) * spec.time_scale,
+            locals: (0..spec.workers).map(local).collect(),
+            stored: FxHashMap::default(),
+            writing: FxHashMap::default(),
+            computed: FxHashMap::default(),
+            loads: FxHashMap::default(),
+            verdicts: FxHashMap::default(),
+            got: FxHashMap::default(),
+            in_flight: Vec::new(),
+            free: Vec::new(),
+            copies: Vec::new(),
+            open_copy: None,
+            metrics: Metrics::new(&spec, Tick::ZERO),
+            read_ns: 0.0,
+            unfinished: 0,
+            stopped: false,
+            submits: Vec::new(),
+            wakes: Vec::new(),
+            spec,
+            cost,
+            requests,
+        }
+    }
+
+    /// When a request arrives: an absolute deadline.
+    pub(super) fn arrival(&self, request: usize) -> Tick {
+        let at_ns = self.requests.list()[request].at_ns;
+        let factor = self.spec.time_scale / self.spec.rate_scale;
+        Tick(self.origin.0 + if factor == 1.0 { at_ns } else { (at_ns as f64 * factor).round() as u64 })
+    }
+
+    pub(super) const fn key(&self, id: u64, rank: u16) -> Key {
+        // Traces number their blocks; real keys are hashes.
+        Key { space: 0, rank, id: mix(id) }
+    }
+
+    /// Sends what may be sent: at most so many reads and writes in flight for each worker.
+    pub(super) fn pump(&mut self, now: Tick, worker: u32) {
+        if self.stopped {
+            return;
+        }
+        loop {
+            let (gets, puts) = (self.spec.get_in_flight, self.spec.put_in_flight);
+            let local = &mut self.locals[worker as usize];
+            let pending = if local.reads_in_flight < gets && !local.reads.is_empty() {
+                local.reads_in_flight += 1;
+                local.reads.pop_front()
+            } else if local.writes_in_flight < puts && !local.writes.is_empty() {
+                local.writes_in_flight += 1;
+                local.writes.pop_front()
+            } else {
+                None
+            };
+            let Some(pending) = pending else { return };
+            let op = match pending {
+                Pending::Stat { job, index, rank, .. } => Op::stat(self.key(self.block_id(job, index), rank)),
+                Pending::Get { job, index, rank, .. } => {
+                    Op::get(self.key(self.block_id(job, index), rank), self.object_bytes)
+                }
+                Pending::Put { id, rank, .. } => Op::put(self.key(id, rank), self.object_bytes),
+            };
+            let tag = self.free.pop().unwrap_or_else(|| {
+                self.in_flight.push(None);
+                (self.in_flight.len() - 1) as u32
+            });
+            self.in_flight[tag as usize] = Some(pending);
+            self.submits.push(Submit { tag: u64::from(tag), worker, intended: now, op });
+        }
+    }
+
+    /// Takes an operation out of flight.
+    pub(super) fn landed(&mut self, tag: u64) -> Option<Pending> {
+        let pending = self.in_flight.get_mut(usize::try_from(tag).ok()?)?.take()?;
+        self.free.push(tag as u32);
+        let (Pending::Stat { worker, .. } | Pending::Get { worker, .. } | Pending::Put { worker, .. }) = pending;
+        let local = &mut self.locals[worker as usize];
+        match pending {
+            Pending::Put { .. } => local.writes_in_flight -= 1,
+            _ => local.reads_in_flight -= 1,
+        }
+        Some(pending)
+    }
+
+    fn block_id(&self, job: u32, index: u32) -> u64 {
+        self.requests.blocks(&self.requests.list()[job as usize])[index as usize]
+    }
+
+    /// Whether nothing is in flight, queued or being copied.
+    pub(super) fn quiet(&self) -> bool {
+        self.in_flight.len() == self.free.len()
+            && self.copies.iter().all(Option::is_none)
+            && self.open_copy.is_none()
+            && self.locals.iter().all(|local| local.reads.is_empty() && local.writes.is_empty())
+    }
+
+    /// Blocks of `ids` that `worker` has in host memory, after `held` that it has in GPU memory.
+    pub(super) fn local_match(&self, worker: usize, ids: &[u64], held: usize) -> usize {
+        held + self.locals[worker].g2.match_prefix(&ids[held..])
+    }
+}
+
+impl Host for Tiers {
+    fn begin(&mut self, at: Tick, worker: u32, job: &Job, matched: usize, limit: usize) -> Begin {
+        self.begin_load(at, worker, job, matched, limit)
+    }
+
+    fn recompute(&mut self, worker: u32, job: &Job, index: usize) -> Option<Reason> {
+        let id = job.blocks[index];
+        let by = *self.computed.get(&id)?;
+        if let Some(verdict) = self.verdicts.get(&job.id).filter(|verdict| verdict.blocks.contains(&index)) {
+            return Some(verdict.reason);
+        }
+        let here = self.locals[worker as usize].g2.contains(id) || self.stored.contains_key(&id);
+        Some(if here {
+            Reason::Hole
+        } else if by != worker || self.writing.contains_key(&id) {
+            Reason::Elsewhere
+        } else {
+            Reason::Evicted
+        })
+    }
+
+    fn prefill(&mut self, _: Tick, _: u32, job: &Job, cached: u64, again: bool) {
+        let (g2, g4) = self.got.remove(&job.id).unwrap_or_default();
+        if !again {
+            let tokens = self.requests.block_tokens();
+            let (g2, g4) = (g2 * tokens, g4 * tokens);
+            let g1 = cached.saturating_sub(g2 + g4);
+            let hits = TierTokens { g1, g2, g4, miss: job.prompt_tokens.saturating_sub(cached), ..Default::default() };
+            self.metrics.prefill(job, hits);
+        }
+    }
+
+    fn recomputed(&mut self, at: Tick, reason: Reason, tokens: u64) {
+        self.metrics.recomputed(at, reason, tokens);
+    }
+
+    fn completed(&mut self, at: Tick, worker: u32, job: &Job, index: usize, slot: Slot) -> bool {
+        let id = job.blocks[index];
+        self.computed.insert(id, worker);
+        self.offload(at, worker, id, slot)
+    }
+
+    fn tokens(&mut self, at: Tick, count: u64) {
+        self.metrics.tokens(at, count);
+    }
+
+    fn gap(&mut self, at: Tick, gap_ns: u64, count: u64) {
+        self.metrics.gap(at, gap_ns, count);
+    }
+
+    fn first_token(&mut self, at: Tick, _: u32, job: &Job, parts: &Parts) {
+        self.metrics.first_token(at, job, parts);
+    }
+
+    fn finished(&mut self, at: Tick, _: u32, job: &Job, first: Tick) {
+        self.unfinished -= 1;
+        self.verdicts.remove(&job.id);
+        self.metrics.finished(at, job, first);
+    }
+
+    fn refused(&mut self, _: Tick, _: u32, job: &Job) {
+        self.unfinished -= 1;
+        self.metrics.refused(job);
+    }
+}
