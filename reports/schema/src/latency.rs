@@ -90,22 +90,12 @@ impl Distribution {
     /// Summarizes a histogram of nanoseconds with its ladder.
     pub fn of(samples: &impl Quantiles) -> Self {
         let summary = Latency::of(samples);
-        let mut ladder = Vec::new();
-        let mut quantile = 0.0;
-        let mut remainder = 1.0;
-        while summary.count > 0 {
-            for step in 0..5 {
-                quantile = 1.0 - remainder * (1.0 - f64::from(step) / 10.0);
-                if !supported(summary.count, quantile) {
-                    break;
-                }
-                ladder.push(LadderStep { quantile_ratio: quantile, value_ns: samples.at(quantile) });
-            }
-            remainder /= 2.0;
-            if !supported(summary.count, quantile) || remainder < 1e-7 {
-                break;
-            }
-        }
+        let halves = (0..24).map(|half| 0.5f64.powi(half));
+        let steps = halves.flat_map(|rest| (0..5).map(move |step| 1.0 - rest * (1.0 - f64::from(step) / 10.0)));
+        let ladder = steps
+            .take_while(|quantile| supported(summary.count, *quantile))
+            .map(|quantile| LadderStep { quantile_ratio: quantile, value_ns: samples.at(quantile) })
+            .collect();
         Self { summary, ladder }
     }
 }
