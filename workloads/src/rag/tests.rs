@@ -2,12 +2,13 @@ use std::collections::HashSet;
 
 use gpufeed_schema::{GpuTime, Rag as RagSection};
 use proptest::prelude::*;
+use rustc_hash::FxHashMap;
 
 use super::*;
 use crate::driver::drive;
 use crate::inference::cost_tests::llama_8b_h100;
 use crate::op::ErrorKind;
-use crate::trace::{Format, Kind, Record, Synth};
+use crate::trace::{Component, Format, Kind, Part, Record, Synth};
 
 const MS: u64 = 1_000_000;
 const EMBED: u64 = 3 * MS;
