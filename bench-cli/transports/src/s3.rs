@@ -11,4 +11,5 @@ pub use answer::{Refusal, refusal};
 pub use config::{Addressing, Credentials, S3Config, Tls, client_tls, trusted_pem};
 pub use connect::S3Target;
 pub use lane::{RawS3, S3Lane};
+pub use send::{Outgoing, outgoing};
 pub use sign::{PayloadHash, Signer, encode_key, encode_query};

@@ -17,8 +17,9 @@ use hyper::body::Incoming;
 
 use super::answer::{Refusal, element, escape, refusal};
 use super::connect::{Http, S3Target};
-use super::send::Outgoing;
+use super::send::{Outgoing, outgoing};
 use super::sign::{PayloadHash, Signer, encode_key, encode_query};
+use crate::landing::land;
 
 const CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");
 const DATE: HeaderName = HeaderName::from_static("x-amz-date");
@@ -528,33 +529,4 @@ async fn read(http: &mut Http, body: &mut Incoming, most: usize) -> hyper::Resul
         }
     }
     Ok((text, true))
-}
-
-/// Bytes `start..start + bytes` of what is to be written.
-fn outgoing(data: &Data, start: u64, bytes: u64) -> Result<Outgoing, OpError> {
-    let short = |len: usize| {
-        OpError::new(ErrorKind::Client, format!("a write of bytes {start}+{bytes} was given a payload of {len} bytes"))
-    };
-    match data {
-        Data::From(all) => {
-            let range = usize::try_from(start).ok().zip(usize::try_from(start + bytes).ok());
-            let (start, end) = range.filter(|&(_, end)| end <= all.len()).ok_or_else(|| short(all.len()))?;
-            Ok(Outgoing::Once(all.slice(start..end)))
-        }
-        Data::Derived(payload) => Ok(Outgoing::Derived { payload: payload.clone(), at: start, left: bytes }),
-        _ if bytes == 0 => Ok(Outgoing::Empty),
-        _ => Err(short(0)),
-    }
-}
-
-/// Copies the part of a chunk that lies in the window `from..from + capacity` of the answer.
-fn land(buf: &mut gpufeed_io::arena::Buf, from: u64, start: u64, chunk: &[u8]) {
-    let skip = usize::try_from(from.saturating_sub(start)).unwrap_or(usize::MAX).min(chunk.len());
-    let chunk = &chunk[skip..];
-    let at = usize::try_from((start + skip as u64).saturating_sub(from)).unwrap_or(usize::MAX);
-    let room = buf.capacity().saturating_sub(at);
-    let len = chunk.len().min(room);
-    if len > 0 {
-        buf.spare()[at..at + len].copy_from_slice(&chunk[..len]);
-    }
 }

@@ -5,14 +5,16 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
+use gpufeed_engine::transport::{Data, OpError};
 use gpufeed_io::payload::Payload;
+use gpufeed_workloads::op::ErrorKind;
 use http_body::{Body, Frame, SizeHint};
 
 /// Bytes of a derived payload made at a time: larger than a socket buffer's worth, small enough for the cache.
 const CHUNK: usize = 256 << 10;
 
 /// What a request carries.
-pub(crate) enum Outgoing {
+pub enum Outgoing {
     /// Nothing.
     Empty,
     /// Bytes that stand ready.
@@ -29,7 +31,9 @@ pub(crate) enum Outgoing {
 }
 
 impl Outgoing {
-    pub(crate) const fn remaining(&self) -> u64 {
+    /// Bytes that are still to be sent.
+    #[must_use]
+    pub const fn remaining(&self) -> u64 {
         match self {
             Self::Empty => 0,
             Self::Once(bytes) => bytes.len() as u64,
@@ -69,5 +73,25 @@ impl Body for Outgoing {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.remaining())
+    }
+}
+
+/// Bytes `start..start + bytes` of what is to be written.
+///
+/// # Errors
+/// When the payload is shorter.
+pub fn outgoing(data: &Data, start: u64, bytes: u64) -> Result<Outgoing, OpError> {
+    let short = |len: usize| {
+        OpError::new(ErrorKind::Client, format!("a write of bytes {start}+{bytes} was given a payload of {len} bytes"))
+    };
+    match data {
+        Data::From(all) => {
+            let range = usize::try_from(start).ok().zip(usize::try_from(start + bytes).ok());
+            let (start, end) = range.filter(|&(_, end)| end <= all.len()).ok_or_else(|| short(all.len()))?;
+            Ok(Outgoing::Once(all.slice(start..end)))
+        }
+        Data::Derived(payload) => Ok(Outgoing::Derived { payload: payload.clone(), at: start, left: bytes }),
+        _ if bytes == 0 => Ok(Outgoing::Empty),
+        _ => Err(short(0)),
     }
 }
