@@ -1,0 +1,560 @@
+//! The charts of one member.
+
+use std::fmt::Write as _;
+
+use gpufeed_profiles::units::show_nanos;
+use gpufeed_schema::{
+    Baseline, ClosedOrOpen, Distribution, GpuPoint, GpuTime, Kv, Latency, Member, Operation, Point, Rag, Series as Steps,
+    Training,
+};
+
+use super::axis::{Axis, Scale, Unit};
+use super::chart::{Chart, MOST_POINTS, Series, bar};
+use super::escape::Text;
+use super::tables;
+use crate::figures::{count, goal, nanos, number, percent, rate, share, size};
+use crate::verdict::headline;
+
+/// Most operations that get curves of their own; the table has them all.
+const MOST_CURVES: usize = 3;
+
+/// Color slots by meaning.
+mod slot {
+    pub(super) const BLUE: u8 = 0;
+    pub(super) const VERMILION: u8 = 1;
+    pub(super) const GREEN: u8 = 2;
+    pub(super) const PURPLE: u8 = 3;
+    pub(super) const AMBER: u8 = 4;
+    pub(super) const SKY: u8 = 5;
+    pub(super) const GRAY: u8 = 6;
+    pub(super) const DARK: u8 = 7;
+}
+
+/// A curve of a chart, by name, color and points.
+fn solid(name: impl Into<String>, slot: u8, points: Vec<(f64, Option<f64>)>) -> Series {
+    Series { name: name.into(), slot, dashed: false, shaded: false, points }
+}
+
+fn values(series: &[Series]) -> impl Iterator<Item = f64> + '_ {
+    series.iter().flat_map(|s| s.points.iter().filter_map(|(_, y)| *y))
+}
+
+fn abscissas(series: &[Series]) -> impl Iterator<Item = f64> + '_ {
+    series.iter().flat_map(|s| s.points.iter().map(|(x, _)| *x))
+}
+
+fn ladder(distribution: &Distribution) -> Vec<(f64, Option<f64>)> {
+    let steps = distribution.ladder.iter().filter(|s| (0.0..1.0).contains(&s.quantile_ratio));
+    steps.map(|s| (s.quantile_ratio, Some(s.value_ns as f64))).collect()
+}
+
+/// Latency curves over percentiles.
+fn percentiles(id: String, title: &str, note: String, y_name: &'static str, series: Vec<Series>) -> Chart {
+    let x = Axis::over(Scale::Nines, Unit::Ratio, abscissas(&series));
+    let y = Axis::over(Scale::Log, Unit::Nanos, values(&series));
+    Chart { id, title: title.to_owned(), note, x, x_name: "percentile", y, y_name, series, stacked: false }
+}
+
+/// Curves over the time of the window.
+fn over_time(
+    id: String,
+    title: &str,
+    note: String,
+    scale: Scale,
+    unit: Unit,
+    y_name: &'static str,
+    series: Vec<Series>,
+) -> Chart {
+    let end = abscissas(&series).fold(0.0, f64::max);
+    let x = Axis::fixed(Unit::Seconds, 0.0, if end > 0.0 { end } else { 1.0 });
+    let y = Axis::over(scale, unit, values(&series));
+    Chart { id, title: title.to_owned(), note, x, x_name: "seconds since the start of the window", y, y_name, series, stacked: false }
+}
+
+/// Writes a member's section.
+pub(super) fn section(page: &mut String, index: usize, member: &Member) {
+    let id = format!("m{index}");
+    let _ = write!(
+        page,
+        r#"<section class="member" id="{id}"><h2>{}</h2><p class="lead">{}.</p>"#,
+        Text(&member.name),
+        Text(capitalized(&headline(member)))
+    );
+    let _ = write!(page, r#"<p class="fine">{}</p>"#, Text(conditions(member)));
+    if let Some(training) = &member.training {
+        of_training(page, &id, training);
+    }
+    if let Some(kv) = &member.kv {
+        of_kv(page, &id, kv);
+    }
+    if let Some(rag) = &member.rag {
+        of_rag(page, &id, rag);
+    }
+    if let Some(checkpoint) = member.checkpoint.as_ref().filter(|c| c.write.is_some() || c.read.is_some()) {
+        tables::checkpoint(page, checkpoint);
+    }
+    page.push_str("<h3>Storage</h3>");
+    if member.operations.is_empty() {
+        page.push_str(r#"<p class="fine">No operation was issued.</p>"#);
+    } else {
+        tables::operations(page, &member.operations);
+    }
+    page.push_str(r#"<div class="charts">"#);
+    latency_by_percentile(&id, &member.operations).figure(page);
+    for chart in in_time(&id, &member.series) {
+        chart.figure(page);
+    }
+    page.push_str("</div></section>");
+}
+
+/// A sentence with a capital first letter.
+pub(super) fn capitalized(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+fn conditions(member: &Member) -> String {
+    let load = match member.load {
+        ClosedOrOpen::Closed => "closed loop: an operation starts when one ends".to_owned(),
+        ClosedOrOpen::Open { offered_per_s: Some(offered) } => {
+            format!("open loop: {} per second offered, whatever the target does", number(offered))
+        }
+        ClosedOrOpen::Open { offered_per_s: None } => "open loop: the trace decides when work arrives".to_owned(),
+    };
+    format!("Measured for {} s; {load}.", number(member.duration_s))
+}
+
+fn latency_by_percentile(id: &str, operations: &[Operation]) -> Chart {
+    let mut busiest: Vec<&Operation> = operations.iter().filter(|o| o.count > 0).collect();
+    busiest.sort_by_key(|o| std::cmp::Reverse(o.count));
+    let slots = [slot::BLUE, slot::VERMILION, slot::GREEN];
+    let mut series = Vec::new();
+    for (operation, slot) in busiest.iter().take(MOST_CURVES).zip(slots) {
+        series.push(solid(format!("{} service", operation.op), slot, ladder(&operation.service_time)));
+        let response = solid(format!("{} response", operation.op), slot, ladder(&operation.response_time));
+        series.push(Series { dashed: true, ..response });
+    }
+    series.retain(|s| s.points.len() > 1);
+    let mut note =
+        "Service time runs from the actual send, response time from the intended start; a curve ends where fewer than \
+         ten samples lie beyond."
+            .to_owned();
+    if busiest.len() > MOST_CURVES {
+        let _ = write!(note, " The {MOST_CURVES} most frequent operations.");
+    }
+    percentiles(format!("{id}-latency"), "Latency by percentile", note, "latency", series)
+}
+
+/// Several steps as one.
+struct Merged {
+    t_s: f64,
+    span_s: f64,
+    ops: f64,
+    bytes: f64,
+    errors: f64,
+    in_flight: f64,
+    p50_ns: Option<u64>,
+    p99_ns: Option<u64>,
+    max_ns: Option<u64>,
+}
+
+/// At most [`MOST_POINTS`] steps, and how many of the original each covers. Counts add up; of latencies the highest
+/// stays, since percentiles of steps cannot be merged.
+fn merged(steps: &Steps) -> (Vec<Merged>, usize) {
+    let group = steps.points.len().div_ceil(MOST_POINTS).max(1);
+    let merge = |points: &[Point]| Merged {
+        t_s: points[0].t_s,
+        span_s: steps.step_s * points.len() as f64,
+        ops: points.iter().map(|p| p.ops as f64).sum(),
+        bytes: points.iter().map(|p| p.bytes as f64).sum(),
+        errors: points.iter().map(|p| p.errors as f64).sum(),
+        in_flight: points[points.len() - 1].in_flight as f64,
+        p50_ns: points.iter().filter_map(|p| p.p50_ns).max(),
+        p99_ns: points.iter().filter_map(|p| p.p99_ns).max(),
+        max_ns: points.iter().filter_map(|p| p.max_ns).max(),
+    };
+    (steps.points.chunks(group).map(merge).collect(), group)
+}
+
+fn in_time(id: &str, steps: &Steps) -> Vec<Chart> {
+    let (points, group) = merged(steps);
+    if points.len() < 2 || steps.step_s <= 0.0 {
+        return Vec::new();
+    }
+    let span = format!("Steps of {}", show_nanos(steps.step_s * group as f64 * 1e9));
+    let curve = |figure: &dyn Fn(&Merged) -> Option<f64>| points.iter().map(|p| (p.t_s, figure(p))).collect::<Vec<_>>();
+    let moves = points.iter().any(|p| p.bytes > 0.0);
+    let (title, unit, y_name) = if moves {
+        ("Throughput over time", Unit::BytesPerSecond, "payload per second")
+    } else {
+        ("Operations over time", Unit::PerSecond, "operations per second")
+    };
+    let through = curve(&|p| Some(if moves { p.bytes } else { p.ops } / p.span_s));
+    let through = Series { shaded: true, ..solid("throughput", slot::BLUE, through) };
+    let mut charts = vec![over_time(
+        format!("{id}-throughput"),
+        title,
+        format!("{span}, by completion."),
+        Scale::Linear,
+        unit,
+        y_name,
+        vec![through],
+    )];
+    let highest = if group > 1 { "; of each, the highest percentile within" } else { "" };
+    let mut latency = vec![
+        solid("p50", slot::BLUE, curve(&|p| p.p50_ns.map(|v| v as f64))),
+        solid("p99", slot::AMBER, curve(&|p| p.p99_ns.map(|v| v as f64))),
+        solid("max", slot::VERMILION, curve(&|p| p.max_ns.map(|v| v as f64))),
+    ];
+    latency[2].dashed = true;
+    latency.retain(|s| s.points.iter().any(|(_, y)| y.is_some()));
+    charts.push(over_time(
+        format!("{id}-latency-time"),
+        "Response time over time",
+        format!("{span}{highest}."),
+        Scale::Log,
+        Unit::Nanos,
+        "response time",
+        latency,
+    ));
+    let failed = points.iter().map(|p| p.errors).sum::<f64>();
+    let mut flight = vec![solid("in flight", slot::BLUE, curve(&|p| Some(p.in_flight)))];
+    if failed > 0.0 {
+        flight.push(solid("errors in the step", slot::VERMILION, curve(&|p| Some(p.errors))));
+    }
+    let note = match failed {
+        0.0 => format!("{span}. No operation failed."),
+        n => format!("{span}. {} operations failed.", count(n as u64)),
+    };
+    let (title, y_name) = ("Operations in flight", "operations");
+    charts.push(over_time(format!("{id}-flight"), title, note, Scale::Linear, Unit::Count, y_name, flight));
+    charts
+}
+
+fn tile(page: &mut String, name: &str, value: &str, aside: &str) {
+    let _ = write!(
+        page,
+        r#"<div class="tile"><dt>{}</dt><dd><strong>{}</strong><span>{}</span></dd></div>"#,
+        Text(name),
+        Text(value),
+        Text(aside)
+    );
+}
+
+fn of_training(page: &mut String, id: &str, training: &Training) {
+    page.push_str(r#"<dl class="tiles">"#);
+    let threshold = goal(training.au_threshold_ratio);
+    let judged = match training.passed {
+        Some(true) => format!("passes the {threshold} threshold"),
+        Some(false) => format!("misses the {threshold} threshold"),
+        None => "too short to judge".to_owned(),
+    };
+    tile(page, "Accelerator utilization", &share(training.au_ratio), &judged);
+    tile(page, "Samples", &format!("{}/s", number(training.samples_per_s)), &format!("{} on average", training.model));
+    tile(
+        page,
+        "Read",
+        &rate(training.bytes_per_s),
+        &format!("{} would keep every accelerator busy", rate(training.needed_bytes_per_s)),
+    );
+    let total = training.compute_s + training.stall_s;
+    let stalled = (total > 0.0).then(|| training.stall_s / total);
+    tile(page, "Stalled", &share(stalled), &format!("of {} accelerator-seconds", number(total)));
+    page.push_str("</dl>");
+    if let Some(au) = training.au_ratio {
+        page.push_str(r#"<div class="scroll"><table class="bars"><caption>Accelerator utilization against its threshold</caption><tbody>"#);
+        let _ = write!(page, r#"<tr><th scope="row">{}</th><td class="wide-cell">"#, Text(format!("{} × {} (emulated)", training.accelerators, training.accelerator)));
+        let label = format!("{} of the time computing, {threshold} needed", percent(au));
+        let slot = if training.passed == Some(false) { slot::VERMILION } else { slot::GREEN };
+        bar(page, &label, &[(slot, 0.0, au), (slot::GRAY, au, 1.0)], Some(training.au_threshold_ratio));
+        let _ = write!(page, "</td><td>{}</td></tr></tbody></table></div>", Text(format!("{}, needs {threshold}", percent(au))));
+    }
+    page.push_str(r#"<div class="charts">"#);
+    let group = training.timeline.len().div_ceil(MOST_POINTS).max(1);
+    let computing: Vec<(f64, Option<f64>)> = training
+        .timeline
+        .chunks(group)
+        .map(|c| (c[0].t_s, Some(c.iter().map(|p| p.compute_ratio).sum::<f64>() / c.len() as f64)))
+        .collect();
+    let limit = computing.iter().map(|(t, _)| (*t, Some(training.au_threshold_ratio))).collect();
+    let busy = Series { shaded: true, ..solid("computing", slot::GREEN, computing) };
+    let threshold = Series { dashed: true, ..solid("threshold", slot::VERMILION, limit) };
+    let note = "Share of accelerator time spent computing; the rest waits for data or for the slowest peer.".to_owned();
+    let mut chart = over_time(
+        format!("{id}-au"),
+        "Accelerators over time",
+        note,
+        Scale::Linear,
+        Unit::Ratio,
+        "computing",
+        vec![busy, threshold],
+    );
+    chart.y = Axis::fixed(Unit::Ratio, 0.0, 1.0);
+    chart.figure(page);
+    let steps = vec![solid("step", slot::BLUE, ladder(&training.step_time))];
+    let note = "One step of all accelerators in lock-step, from batch to batch.".to_owned();
+    percentiles(format!("{id}-steps"), "Step time by percentile", note, "step time", steps).figure(page);
+    page.push_str("</div>");
+    if training.epochs.len() > 1 {
+        tables::epochs(page, &training.epochs);
+    }
+}
+
+/// The cells of the partition: name, color, share.
+fn cells(gpu: &GpuTime) -> [(&'static str, u8, f64); 7] {
+    [
+        ("prefill", slot::BLUE, gpu.prefill_ratio),
+        ("decode", slot::GREEN, gpu.decode_ratio),
+        ("recompute", slot::AMBER, gpu.recompute_ratio),
+        ("storage stall", slot::VERMILION, gpu.storage_stall_ratio),
+        ("transfer stall", slot::PURPLE, gpu.transfer_stall_ratio),
+        ("no work", slot::GRAY, gpu.no_work_ratio),
+        ("down", slot::DARK, gpu.down_ratio),
+    ]
+}
+
+/// Bars of the partition, one for each way the same work was done.
+fn partition(page: &mut String, rows: &[(&str, &GpuTime)]) {
+    let rows: Vec<_> = rows.iter().filter(|(_, gpu)| gpu.total_ns > 0).collect();
+    if rows.is_empty() {
+        return;
+    }
+    page.push_str(concat!(
+        r#"<h3>Where GPU time goes</h3><p class="fine">Emulated GPUs; their times are estimates of the model whose inputs "#,
+        r#"are listed below. <em>Useful</em> is the busy time ideal storage would need for the same completed work, of the "#,
+        r#"time with work to do; <em>busy</em> counts recomputing as work, so a starved GPU can look busy.</p>"#,
+        r#"<div class="scroll"><table class="bars"><caption>Partition of GPU time</caption><thead><tr><th scope="col">storage</th>"#,
+        r#"<th scope="col" class="wide-cell">share of GPU time</th><th scope="col">useful</th><th scope="col">busy</th></tr></thead><tbody>"#
+    ));
+    let used: Vec<bool> = (0..7).map(|i| rows.iter().any(|(_, gpu)| cells(gpu)[i].2 > 0.0)).collect();
+    for (name, gpu) in &rows {
+        let _ = write!(page, r#"<tr><th scope="row">{}</th><td class="wide-cell">"#, Text(name));
+        stacked_bar(page, &cells(gpu));
+        let _ = write!(
+            page,
+            r#"</td><td data-name="useful">{}</td><td data-name="busy">{}</td></tr>"#,
+            Text(share(gpu.useful_ratio)),
+            Text(percent(gpu.busy_ratio))
+        );
+    }
+    page.push_str("</tbody></table></div>");
+    let legend: Vec<_> = cells(rows[0].1).into_iter().zip(used).filter(|(_, used)| *used).map(|(cell, _)| cell).collect();
+    keys(page, &legend);
+}
+
+/// Parts of a whole as one bar.
+fn stacked_bar(page: &mut String, parts: &[(&str, u8, f64)]) {
+    let mut from = 0.0;
+    let mut places = Vec::with_capacity(parts.len());
+    for (_, slot, ratio) in parts {
+        places.push((*slot, from, from + ratio.max(0.0)));
+        from += ratio.max(0.0);
+    }
+    let shown = parts.iter().filter(|(_, _, ratio)| *ratio > 0.0);
+    let label = shown.map(|(name, _, ratio)| format!("{name} {}", percent(*ratio))).collect::<Vec<_>>().join(", ");
+    bar(page, &label, &places, None);
+}
+
+/// Names and shares of the parts of the first bar.
+fn keys(page: &mut String, parts: &[(&str, u8, f64)]) {
+    page.push_str(r#"<ul class="keys">"#);
+    for (name, slot, ratio) in parts {
+        let _ = write!(
+            page,
+            r#"<li class="key"><span class="swatch c{slot}"></span>{} <b>{}</b></li>"#,
+            Text(name),
+            Text(percent(*ratio))
+        );
+    }
+    page.push_str("</ul>");
+}
+
+fn partition_over_time(id: &str, timeline: &[GpuPoint]) -> Chart {
+    let group = timeline.len().div_ceil(MOST_POINTS).max(1);
+    let figures: [(&str, u8, fn(&GpuPoint) -> f64); 7] = [
+        ("prefill", slot::BLUE, |p| p.prefill_ratio),
+        ("decode", slot::GREEN, |p| p.decode_ratio),
+        ("recompute", slot::AMBER, |p| p.recompute_ratio),
+        ("storage stall", slot::VERMILION, |p| p.storage_stall_ratio),
+        ("transfer stall", slot::PURPLE, |p| p.transfer_stall_ratio),
+        ("no work", slot::GRAY, |p| p.no_work_ratio),
+        ("down", slot::DARK, |p| p.down_ratio),
+    ];
+    let series: Vec<Series> = figures
+        .into_iter()
+        .map(|(name, slot, figure)| {
+            // Steps are equally long, so the mean of their shares is the share of their sum.
+            let mean = |c: &[GpuPoint]| (c[0].t_s, Some(c.iter().map(figure).sum::<f64>() / c.len() as f64));
+            solid(name, slot, timeline.chunks(group).map(mean).collect())
+        })
+        .filter(|s| values(std::slice::from_ref(s)).any(|v| v > 0.0))
+        .collect();
+    let note = "Share of all workers' time in each step.".to_owned();
+    let (scale, unit) = (Scale::Linear, Unit::Ratio);
+    let mut chart = over_time(format!("{id}-gpu"), "GPU time over time", note, scale, unit, "GPU time", series);
+    chart.y = Axis::fixed(Unit::Ratio, 0.0, 1.0);
+    chart.stacked = true;
+    chart
+}
+
+fn baselines(kv: &Kv) -> Vec<(&'static str, u8, &Baseline)> {
+    let all = [
+        ("no cache", slot::VERMILION, &kv.baselines.no_cache),
+        ("local tiers only", slot::AMBER, &kv.baselines.local),
+        ("ideal storage", slot::GREEN, &kv.baselines.ideal_storage),
+        ("this target, modeled", slot::PURPLE, &kv.baselines.target_model),
+    ];
+    all.into_iter().filter_map(|(name, slot, b)| b.as_ref().map(|b| (name, slot, b))).collect()
+}
+
+fn of_kv(page: &mut String, id: &str, kv: &Kv) {
+    page.push_str(r#"<dl class="tiles">"#);
+    let ttft = &kv.ttft.summary;
+    tile(page, "Time to first token, p99", &nanos(ttft.p99_ns), &format!("p50 {}", nanos(ttft.p50_ns)));
+    let slo = if kv.slo.ttft_ns.is_some() || kv.slo.tpot_ns.is_some() {
+        format!("{} requests/s inside the SLO", number(kv.goodput_per_s))
+    } else {
+        format!("{} input tokens/s", number(kv.input_tokens_per_s))
+    };
+    tile(page, "Output tokens", &format!("{}/s", number(kv.output_tokens_per_s)), &slo);
+    let aside = format!("{} loaded from the target", size(kv.loaded_bytes));
+    tile(page, "Prompt tokens not prefilled", &share(kv.token_hit_ratio), &aside);
+    if kv.gpu.total_ns > 0 {
+        let aside = format!("stalled on storage {}", percent(kv.gpu.storage_stall_ratio));
+        tile(page, "GPU useful", &share(kv.gpu.useful_ratio), &aside);
+    }
+    page.push_str("</dl>");
+    let others = baselines(kv);
+    let mut rows = vec![("this run", &kv.gpu)];
+    rows.extend(others.iter().map(|(name, _, b)| (*name, &b.gpu)));
+    partition(page, &rows);
+    tables::baselines(page, kv, &others);
+
+    page.push_str(r#"<div class="charts">"#);
+    partition_over_time(id, &kv.timeline).figure(page);
+    let mut series = vec![solid("this run", slot::BLUE, ladder(&kv.ttft))];
+    for (name, slot, baseline) in &others {
+        series.push(Series { dashed: true, ..solid(*name, *slot, ladder(&baseline.ttft)) });
+    }
+    series.retain(|s| s.points.len() > 1);
+    let note = "The same trace on other storage, in virtual time: dashed.".to_owned();
+    percentiles(format!("{id}-ttft"), "Time to first token against the baselines", note, "TTFT", series).figure(page);
+    break_even(id, kv).figure(page);
+    page.push_str("</div>");
+
+    waterfall(page, kv);
+    let tiers = kv.hits_by_tier;
+    let all = (tiers.g1 + tiers.g2 + tiers.g3 + tiers.g4 + tiers.miss) as f64;
+    if all > 0.0 {
+        let parts: Vec<(&str, u8, f64)> = [
+            ("GPU memory", slot::BLUE, tiers.g1),
+            ("host memory", slot::SKY, tiers.g2),
+            ("local drive", slot::PURPLE, tiers.g3),
+            ("target", slot::GREEN, tiers.g4),
+            ("nowhere", slot::GRAY, tiers.miss),
+        ]
+        .into_iter()
+        .map(|(name, slot, tokens)| (name, slot, tokens as f64 / all))
+        .collect();
+        page.push_str("<h3>Where prompt tokens were found</h3>");
+        stacked_bar(page, &parts);
+        keys(page, &parts);
+    }
+    tables::kv_details(page, kv);
+    tables::inputs(page, &kv.inputs);
+}
+
+fn break_even(id: &str, kv: &Kv) -> Chart {
+    let points: Vec<(f64, Option<f64>)> =
+        kv.break_even.iter().map(|b| (b.tokens as f64, b.bytes_per_s.filter(|v| *v > 0.0))).collect();
+    let series = vec![Series { shaded: true, ..solid("break-even", slot::BLUE, points) }];
+    let x = Axis::over(Scale::Log, Unit::Count, abscissas(&series));
+    let y = Axis::over(Scale::Log, Unit::BytesPerSecond, values(&series));
+    let note = "Above the curve one load of so many tokens beats computing them; in the shaded part, or where there is no \
+                curve, computing wins."
+        .to_owned();
+    Chart {
+        id: format!("{id}-break-even"),
+        title: "Load or recompute".to_owned(),
+        note,
+        x,
+        x_name: "tokens loaded after an empty prefix",
+        y,
+        y_name: "bandwidth of the load",
+        series,
+        stacked: false,
+    }
+}
+
+/// Parts of a mean time one after the other, with their percentiles beside.
+fn steps(page: &mut String, title: &str, note: &str, parts: &[(&str, u8, &Latency)]) {
+    let means: Vec<f64> = parts.iter().map(|(_, _, l)| l.mean_ns.filter(|m| m.is_finite()).unwrap_or(0.0)).collect();
+    let whole: f64 = means.iter().sum();
+    if whole <= 0.0 {
+        return;
+    }
+    let _ = write!(
+        page,
+        r#"<h3>{}</h3><p class="fine">{}</p><div class="scroll"><table class="bars"><caption>{}</caption><thead><tr><th scope="col">part</th><th scope="col" class="wide-cell">of the mean</th><th scope="col">mean</th><th scope="col">p50</th><th scope="col">p99</th></tr></thead><tbody>"#,
+        Text(title),
+        Text(note),
+        Text(title)
+    );
+    let mut from = 0.0;
+    for ((name, slot, latency), mean) in parts.iter().zip(&means) {
+        let _ = write!(page, r#"<tr><th scope="row">{}</th><td class="wide-cell">"#, Text(name));
+        let to = from + mean / whole;
+        bar(page, &format!("{name} {}", percent(mean / whole)), &[(*slot, from, to)], None);
+        let _ = write!(
+            page,
+            r#"</td><td data-name="mean">{}</td><td data-name="p50">{}</td><td data-name="p99">{}</td></tr>"#,
+            Text(show_nanos(*mean)),
+            Text(nanos(latency.p50_ns)),
+            Text(nanos(latency.p99_ns))
+        );
+        from = to;
+    }
+    page.push_str("</tbody></table></div>");
+}
+
+fn waterfall(page: &mut String, kv: &Kv) {
+    let p = &kv.ttft_parts;
+    let parts = [
+        ("queue", slot::GRAY, &p.queue),
+        ("look-up", slot::PURPLE, &p.lookup),
+        ("load", slot::VERMILION, &p.load),
+        ("copy", slot::SKY, &p.copy),
+        ("prefill", slot::BLUE, &p.prefill),
+    ];
+    let note = "The parts of each request add up to its TTFT; percentiles of parts do not add up.";
+    steps(page, "Where time to first token goes", note, &parts);
+}
+
+fn of_rag(page: &mut String, id: &str, rag: &Rag) {
+    page.push_str(r#"<dl class="tiles">"#);
+    let aside = format!("{} of {} completed", count(rag.completed), count(rag.queries));
+    tile(page, "Queries", &format!("{}/s", number(rag.queries_per_s)), &aside);
+    let (retrieve, ttft) = (&rag.retrieve.summary, &rag.ttft.summary);
+    tile(page, "Retrieve, p50", &nanos(retrieve.p50_ns), &format!("p99 {}", nanos(retrieve.p99_ns)));
+    tile(page, "Time to first token, p50", &nanos(ttft.p50_ns), &format!("p99 {}", nanos(ttft.p99_ns)));
+    let recall = rag.recall_ratio.map_or_else(|| "recall not measured".to_owned(), |r| format!("recall {}", percent(r)));
+    tile(page, "Retrieve share of TTFT", &share(rag.retrieve_share_ratio), &recall);
+    page.push_str("</dl>");
+    if let Some(ratio) = rag.retrieve_share_ratio.filter(|r| r.is_finite()) {
+        page.push_str("<h3>Time to first token</h3>");
+        let parts = [("retrieve", slot::VERMILION, ratio), ("queue and prefill", slot::BLUE, (1.0 - ratio).max(0.0))];
+        stacked_bar(page, &parts);
+        keys(page, &parts);
+    }
+    partition(page, &[("this run", &rag.gpu)]);
+    page.push_str(r#"<div class="charts">"#);
+    let mut series =
+        vec![solid("retrieve", slot::VERMILION, ladder(&rag.retrieve)), solid("first token", slot::BLUE, ladder(&rag.ttft))];
+    series.retain(|s| s.points.len() > 1);
+    let note = "From a query's arrival to all its passages fetched, and to its first token.".to_owned();
+    percentiles(format!("{id}-rag"), "Retrieve and first token by percentile", note, "latency", series).figure(page);
+    partition_over_time(id, &rag.timeline).figure(page);
+    page.push_str("</div>");
+    tables::rag_details(page, rag);
+    tables::inputs(page, &rag.inputs);
+}
