@@ -8,6 +8,7 @@ pub mod cost;
 pub mod ledger;
 pub mod samples;
 pub mod sequence;
+mod serving;
 pub mod worker;
 
 #[cfg(test)]
