@@ -230,7 +230,7 @@ impl S3Target {
             http1::Builder::new().read_buf_exact_size(Some(READ_BYTES)).handshake(TokioIo::new(stream)).await.map_err(
                 |error| OpError::new(ErrorKind::Connect, format!("no HTTP with {}: {error}", place.endpoint)),
             )?;
-        Ok(Http { sender, connection, over: false })
+        Ok(Http { sender, connection: Some(connection) })
     }
 }
 
@@ -255,19 +255,21 @@ impl Place {
     }
 }
 
+type Connection = http1::Connection<TokioIo<Stream>, Outgoing>;
+
 /// One HTTP/1.1 connection, driven by whoever waits for it: no task of its own, so no hand-over between tasks.
 pub(crate) struct Http {
     sender: http1::SendRequest<Outgoing>,
-    connection: http1::Connection<TokioIo<Stream>, Outgoing>,
-    over: bool,
+    /// None when it is over. Dropping it is what tells those who wait for an answer.
+    connection: Option<Connection>,
 }
 
 impl Http {
     /// Whether another request can be sent: finishes the last exchange and notices that the server has closed.
     pub(crate) async fn ready(&mut self) -> bool {
-        let Self { sender, connection, over } = self;
-        let ready = drive(connection, over, poll_fn(|cx| sender.poll_ready(cx))).await;
-        ready.is_ok() && !self.over
+        let Self { sender, connection } = self;
+        let ready = drive(connection, poll_fn(|cx| sender.poll_ready(cx))).await;
+        ready.is_ok() && self.connection.is_some()
     }
 
     /// Sends a request; the answer's head.
@@ -281,20 +283,17 @@ impl Http {
 
     /// Waits for `future`, which waits for this connection.
     pub(crate) async fn drive<F: Future>(&mut self, future: F) -> F::Output {
-        drive(&mut self.connection, &mut self.over, future).await
+        drive(&mut self.connection, future).await
     }
 }
 
-async fn drive<F: Future>(
-    connection: &mut http1::Connection<TokioIo<Stream>, Outgoing>,
-    over: &mut bool,
-    future: F,
-) -> F::Output {
+async fn drive<F: Future>(connection: &mut Option<Connection>, future: F) -> F::Output {
     let mut future = pin!(future);
     poll_fn(|cx| {
-        // What went wrong with the connection is told to whoever waits for an answer.
-        if !*over && Pin::new(&mut *connection).poll(cx).is_ready() {
-            *over = true;
+        if let Some(open) = connection
+            && Pin::new(open).poll(cx).is_ready()
+        {
+            *connection = None;
         }
         future.as_mut().poll(cx)
     })
