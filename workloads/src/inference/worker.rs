@@ -59,6 +59,8 @@ pub struct Worker {
     running: Vec<Sequence>,
     run: Run,
     queued_tokens: u64,
+    /// The latest moment it has heard of; its time never goes back.
+    clock: Tick,
     /// Requests on their way here that wait for storage; see [`Worker::awaiting`].
     outside: u64,
     /// The pool's release count when the first waiting job did not fit.
@@ -81,6 +83,7 @@ impl Worker {
             running: Vec::new(),
             run: Run::default(),
             queued_tokens: 0,
+            clock: at,
             outside: 0,
             blocked: None,
         }
@@ -116,14 +119,22 @@ impl Worker {
         self.queued_tokens
     }
 
+    /// Events may come late and so out of order; what comes late happens now.
+    fn hear(&mut self, at: Tick) -> Tick {
+        self.clock = self.clock.max(at);
+        self.clock
+    }
+
     /// Counting starts at `at`.
     pub fn measure(&mut self, at: Tick) {
+        let at = self.hear(at);
         self.settle(at);
         self.ledger.measure(at);
     }
 
     /// Counting ends at `at`.
     pub fn stop(&mut self, at: Tick) {
+        let at = self.hear(at);
         self.settle(at);
         self.ledger.stop(at);
         self.book(at);
@@ -131,6 +142,7 @@ impl Worker {
 
     /// Finishes every iteration that ends by `now` and begins the next.
     pub fn advance(&mut self, now: Tick, host: &mut impl Host) {
+        let now = self.hear(now);
         while let Some(end) = self.due().filter(|end| *end <= now) {
             self.finish_run(host);
             self.schedule(end, host);
@@ -139,6 +151,7 @@ impl Worker {
 
     /// Takes a job whose host time is over at `ready`.
     pub fn enqueue(&mut self, now: Tick, ready: Tick, job: Job, host: &mut impl Host) {
+        let now = self.hear(now);
         self.advance(now, host);
         self.settle(now);
         let most = job.prompt_tokens + job.output_tokens.max(1) - 1;
@@ -160,6 +173,7 @@ impl Worker {
 
     /// The first `blocks` blocks of job `id` are in GPU memory: what it waited for came, or will not come.
     pub fn loaded(&mut self, now: Tick, id: u32, blocks: usize, host: &mut impl Host) {
+        let now = self.hear(now);
         self.advance(now, host);
         self.settle(now);
         let Some(at) = self.loading.iter().position(|sequence| sequence.job.id == id) else { return };
@@ -177,6 +191,7 @@ impl Worker {
 
     /// A block kept by [`Host::completed`] has been copied.
     pub fn unpin(&mut self, now: Tick, slots: impl IntoIterator<Item = Slot>, host: &mut impl Host) {
+        let now = self.hear(now);
         self.advance(now, host);
         self.settle(now);
         slots.into_iter().for_each(|slot| self.pool.release(slot));

@@ -135,7 +135,7 @@ impl Kv {
         })
     }
 
-    fn ready(&mut self, now: Tick, at: Tick, worker: usize, index: u32) {
+    fn ready(&mut self, at: Tick, worker: usize, index: u32) {
         let requests = Arc::clone(&self.tiers.requests);
         let request = &requests.list()[index as usize];
         self.on_the_way[worker].0 -= request.input_tokens;
@@ -147,28 +147,29 @@ impl Kv {
             output_tokens: request.output_tokens,
             blocks: requests.blocks(request).to_vec(),
         };
-        self.workers[worker].enqueue(now, at, job, &mut self.tiers);
+        self.workers[worker].enqueue(at, at, job, &mut self.tiers);
     }
 
-    fn due(&mut self, now: Tick, at: Tick, wake: Wake, out: &mut Actions) {
+    /// A wake is due. The model's time is `at`, however late it comes.
+    fn due(&mut self, at: Tick, wake: Wake, out: &mut Actions) {
         match wake {
             Wake::Arrival => self.arrive(out),
-            Wake::Ready { worker, request } => self.ready(now, at, worker as usize, request),
+            Wake::Ready { worker, request } => self.ready(at, worker as usize, request),
             Wake::Worker { worker } => {
                 if self.promised[worker as usize] == Some(at) {
                     self.promised[worker as usize] = None;
                 }
-                self.workers[worker as usize].advance(now, &mut self.tiers);
+                self.workers[worker as usize].advance(at, &mut self.tiers);
             }
             Wake::LoadCopied { worker, job } => {
-                let blocks = self.tiers.finish_load(now, job);
-                self.workers[worker as usize].loaded(now, job, blocks, &mut self.tiers);
+                let blocks = self.tiers.finish_load(at, job);
+                self.workers[worker as usize].loaded(at, job, blocks, &mut self.tiers);
             }
             Wake::OffloadCopied { copy } => {
-                if let Some(copied) = self.tiers.offload_copied(now, copy) {
+                if let Some(copied) = self.tiers.offload_copied(at, copy) {
                     // Tails go first when room is needed, so they are given back first.
                     let slots = copied.blocks.iter().rev().map(|block| block.0);
-                    self.workers[copied.worker as usize].unpin(now, slots, &mut self.tiers);
+                    self.workers[copied.worker as usize].unpin(at, slots, &mut self.tiers);
                 }
             }
         }
@@ -308,7 +309,7 @@ impl Machine for Kv {
             }
             Event::Measure => self.measure(now),
             Event::Due { .. } if self.tiers.stopped => {}
-            Event::Due { at, tag } => self.due(now, at, Wake::of(tag), out),
+            Event::Due { at, tag } => self.due(at, Wake::of(tag), out),
             Event::Done { tag, op, outcome } => self.done(now, tag, op, outcome),
             Event::Stop => {
                 for worker in &mut self.workers {

@@ -239,6 +239,34 @@ fn the_same_plan_is_the_same_run() {
     assert_ne!(machine(&faster, &requests(&list)).plan_hash(), a.0);
 }
 
+/// Wakes that come late, as on a wall clock, do not move the model's time line.
+#[test]
+fn lateness_does_not_accumulate() {
+    let list = requests(&(0..80).map(|i| (i * 130, i % 9, 3000 + i * 50, 20 + i)).collect::<Vec<_>>());
+    let spec = KvSpec { workers: 3, g1_blocks: Some(60), g2_bytes: Bytes(40 << 26), shared_tier: false, ..spec() };
+    let run = |late: fn(u64) -> u64| {
+        let mut kv = machine(&spec, &list);
+        let mut out = Actions::default();
+        let mut wakes = std::collections::BTreeSet::new();
+        let (mut now, mut order, mut last) = (0, 0, 0);
+        kv.step(Tick(0), Event::Start, &mut out);
+        while !out.finished() {
+            for (at, tag) in out.drain_wakes() {
+                order += 1;
+                wakes.insert((at, order, tag));
+            }
+            let (at, order, tag) = wakes.pop_first().expect("a wake");
+            now = now.max(at.0 + late(order));
+            last = at.0;
+            kv.step(Tick(now), Event::Due { at, tag }, &mut out);
+        }
+        kv.report((Tick(0), Tick(last)))
+    };
+    let (exact, late) = (run(|_| 0), run(|order| crate::random::mix(order) % (3 * MS)));
+    assert!(exact == late);
+    assert_eq!(exact.completed, 80);
+}
+
 #[test]
 fn time_scale_changes_storage_only() {
     let list: Vec<_> = (0..30).map(|i| (i * 400, i % 5, 4000, 40)).collect();
