@@ -191,7 +191,7 @@ fn put(table: &mut Table, path: &[String], value: Value) -> Result<(), String> {
     }
     match table.entry(first.clone()).or_insert_with(|| Value::Table(Table::new())) {
         Value::Table(inner) => put(inner, rest, value),
-        other => Err(format!("`{first}` is a {}, which has no `{}`", other.type_str(), rest.join("."))),
+        _ => Err(format!("`{first}` is a single value and has no `{}`", rest.join("."))),
     }
 }
 
