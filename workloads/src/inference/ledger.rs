@@ -211,10 +211,8 @@ impl Ledger {
             if self.points.len() <= point {
                 self.points.resize(point + 1, [0; CELLS]);
             }
-            for cell in 0..CELLS {
-                self.cells[cell] += cells[cell];
-                self.points[point][cell] += cells[cell];
-            }
+            add(&mut self.cells, &cells);
+            add(&mut self.points[point], &cells);
             start = cut;
         }
     }
@@ -228,6 +226,10 @@ impl Ledger {
             .collect();
         self.step_ns = step_ns;
     }
+}
+
+fn add(cells: &mut Cells, more: &Cells) {
+    cells.iter_mut().zip(more).for_each(|(cell, more)| *cell += more);
 }
 
 /// Peaks that MFU and MBU are shares of, one worker.
@@ -264,10 +266,8 @@ pub fn summarize(
     for ledger in &mut ledgers {
         ledger.coarsen(step_ns);
         points.resize(points.len().max(ledger.points.len()), [0; CELLS]);
-        for (point, add) in points.iter_mut().zip(&ledger.points) {
-            (0..CELLS).for_each(|cell| point[cell] += add[cell]);
-        }
-        (0..CELLS).for_each(|cell| cells[cell] += ledger.cells[cell]);
+        points.iter_mut().zip(&ledger.points).for_each(|(point, more)| add(point, more));
+        add(&mut cells, &ledger.cells);
     }
     let total_ns = measured.1.0.saturating_sub(measured.0.0) * ledgers.len() as u64;
     let sum = |of: fn(&Ledger) -> f64| ledgers.iter().map(of).sum::<f64>();

@@ -203,6 +203,7 @@ impl Worker {
     /// From `now` on, `requests` that are on their way here wait for storage elsewhere (a retrieval before its prompt):
     /// while there is nothing to compute, that is a storage stall.
     pub fn awaiting(&mut self, now: Tick, requests: u64, host: &mut impl Host) {
+        let now = self.hear(now);
         self.advance(now, host);
         self.settle(now);
         self.outside = requests;
