@@ -19,8 +19,24 @@ use crate::operation::Operation;
 use crate::store::Usage;
 
 /// Upper bounds of the duration histogram's buckets, in microseconds.
-const BUCKETS_US: [u64; 16] =
-    [50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 5_000_000, u64::MAX];
+const BUCKETS_US: [u64; 16] = [
+    50,
+    100,
+    200,
+    500,
+    1_000,
+    2_000,
+    5_000,
+    10_000,
+    20_000,
+    50_000,
+    100_000,
+    200_000,
+    500_000,
+    1_000_000,
+    5_000_000,
+    u64::MAX,
+];
 /// Log bytes a core gathers before it passes them on.
 const LOG_BUFFER_BYTES: usize = 32 * 1024;
 

@@ -189,7 +189,9 @@ fn half_of_memory() -> u64 {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// Default credentials where others can come in.
-    #[error("{0} is not a loopback address: configure an access key and a secret of your own, the default ones are for loopback only")]
+    #[error(
+        "{0} is not a loopback address: configure an access key and a secret of your own, the default ones are for loopback only"
+    )]
     DefaultCredentials(SocketAddr),
     /// A key without a name or a secret.
     #[error("access key `{0}` has no name or a secret shorter than 8 characters")]
@@ -251,11 +253,7 @@ mod tests {
 
     fn at(address: &str, keys: &[(&str, &str)]) -> Config {
         let key = |&(access, secret): &(&str, &str)| Key { access_key: access.into(), secret_key: secret.into() };
-        Config {
-            s3: address.parse().expect("an address"),
-            keys: keys.iter().map(key).collect(),
-            ..Config::default()
-        }
+        Config { s3: address.parse().expect("an address"), keys: keys.iter().map(key).collect(), ..Config::default() }
     }
 
     #[test]

@@ -35,6 +35,11 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// Whether nothing moves until the client does something.
+    pub(crate) fn waits_for_client(&self) -> bool {
+        self.waits_for_client.load(Relaxed)
+    }
+
     /// A poll that waits for the client, or moved this many bytes.
     pub(crate) fn polled(&self, moved: Poll<usize>) {
         self.waits_for_client.store(moved.is_pending(), Relaxed);

@@ -82,11 +82,7 @@ impl<S: Store> Core<S> {
         connection.set_task(task.abort_handle());
     }
 
-    async fn serve<T: AsyncRead + AsyncWrite + Unpin + 'static>(
-        self: Rc<Self>,
-        stream: T,
-        connection: Rc<Connection>,
-    ) {
+    async fn serve<T: AsyncRead + AsyncWrite + Unpin + 'static>(self: Rc<Self>, stream: T, connection: Rc<Connection>) {
         let io = Watched { io: TokioIo::new(stream), connection: Rc::clone(&connection) };
         let core = Rc::clone(&self);
         let served = Rc::clone(&connection);
@@ -187,7 +183,13 @@ impl<S: Store> Core<S> {
         let head = request.method() == Method::HEAD;
         if header_bytes > self.limits.header_bytes {
             let message = format!("the header fields exceed {} bytes", self.limits.header_bytes);
-            return self.response(read::error(StatusCode::BAD_REQUEST, "RequestHeaderSectionTooLarge", &message, "", head));
+            return self.response(read::error(
+                StatusCode::BAD_REQUEST,
+                "RequestHeaderSectionTooLarge",
+                &message,
+                "",
+                head,
+            ));
         }
         let (parts, body) = request.into_parts();
         let (body, rest) = if body.is_end_stream() {
@@ -198,8 +200,17 @@ impl<S: Store> Core<S> {
                 match Limited::new(body.clone(), self.limits.unsized_body_bytes).collect().await {
                     Ok(whole) => (s3s::Body::from(whole.to_bytes()), None),
                     Err(error) => {
-                        let message = format!("a body without a length must not exceed {} bytes: {error}", self.limits.unsized_body_bytes);
-                        return self.response(read::error(StatusCode::BAD_REQUEST, "EntityTooLarge", &message, "", head));
+                        let message = format!(
+                            "a body without a length must not exceed {} bytes: {error}",
+                            self.limits.unsized_body_bytes
+                        );
+                        return self.response(read::error(
+                            StatusCode::BAD_REQUEST,
+                            "EntityTooLarge",
+                            &message,
+                            "",
+                            head,
+                        ));
                     }
                 }
             } else {
@@ -269,7 +280,7 @@ impl<S: Store> Core<S> {
         if finish.status == StatusCode::SERVICE_UNAVAILABLE.as_u16() {
             answer.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        answer.map(|source| Outbound { source, len, pace, fault, held: Bytes::new(), finish })
+        answer.map(|source| Outbound { source, len, pace, fault, held: Bytes::new(), broken_off: false, finish })
     }
 }
 

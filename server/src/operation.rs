@@ -64,9 +64,7 @@ impl Operation {
         match self {
             Self::Get => Some(ShapedOp::Get),
             Self::Head => Some(ShapedOp::Stat),
-            Self::Put | Self::Copy | Self::UploadStart | Self::UploadPart | Self::UploadComplete => {
-                Some(ShapedOp::Put)
-            }
+            Self::Put | Self::Copy | Self::UploadStart | Self::UploadPart | Self::UploadComplete => Some(ShapedOp::Put),
             Self::List => Some(ShapedOp::List),
             Self::Delete | Self::DeleteMany | Self::UploadAbort => Some(ShapedOp::Delete),
             Self::Bucket | Self::Other => None,
@@ -76,9 +74,8 @@ impl Operation {
     /// What a request asks for, by its first line.
     pub(crate) fn of(method: &Method, target: Option<&Target<'_>>, query: Option<&str>, headers: &HeaderMap) -> Self {
         let Some(target) = target else { return Self::Other };
-        let has = |name: &str| {
-            query.is_some_and(|query| query.split('&').any(|field| field.split('=').next() == Some(name)))
-        };
+        let has =
+            |name: &str| query.is_some_and(|query| query.split('&').any(|field| field.split('=').next() == Some(name)));
         if target.key.is_empty() {
             return match *method {
                 Method::GET if has("uploads") || has("location") => Self::Other,

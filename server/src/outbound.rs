@@ -141,7 +141,24 @@ pub(crate) struct Outbound<R> {
     pub(crate) fault: Option<BodyFault>,
     /// Taken from the source, not yet sent.
     pub(crate) held: Bytes,
+    /// Whether a short body has reached its end.
+    pub(crate) broken_off: bool,
     pub(crate) finish: Finish,
+}
+
+impl<R> Outbound<R> {
+    /// Ends the connection once what was sent so far is out: hyper drops what it still holds when a body fails.
+    fn break_off(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if !self.broken_off {
+            self.broken_off = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if self.finish.connection.progress.waits_for_client() {
+            return Poll::Pending;
+        }
+        Poll::Ready(Some(Err("the shape cuts this body short".into())))
+    }
 }
 
 impl<R: Reader> http_body::Body for Outbound<R> {
@@ -165,7 +182,7 @@ impl<R: Reader> http_body::Body for Outbound<R> {
         if let Some(BodyFault::Short(most)) = this.fault {
             now = now.min(most - sent);
             if now == 0 {
-                return Poll::Ready(Some(Err("the shape cuts this body short".into())));
+                return this.break_off(cx);
             }
         }
         if let Some(pace) = &mut this.pace {

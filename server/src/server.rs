@@ -199,8 +199,7 @@ fn start<S: Store>(config: &Config, store: S) -> Result<Running, StartError> {
     let metrics = config.metrics.map(listen).transpose()?;
     let listening = |address| move |source| StartError::Listen { address, source };
     let s3_addr = s3.local_addr().map_err(listening(config.s3))?;
-    let metrics_addr =
-        metrics.as_ref().map(|metrics| metrics.local_addr().map_err(listening(s3_addr))).transpose()?;
+    let metrics_addr = metrics.as_ref().map(|metrics| metrics.local_addr().map_err(listening(s3_addr))).transpose()?;
     let (log, sender) = match &config.access_log {
         None => (None, None),
         Some(log) => {
@@ -238,10 +237,7 @@ fn start<S: Store>(config: &Config, store: S) -> Result<Running, StartError> {
     for (index, (pin, streams)) in pins.into_iter().zip(receivers).enumerate() {
         let (plan, stages, doors) = (Arc::clone(&plan), stages.clone(), doors.take());
         // On error, dropping `running` ends the threads started so far.
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(StartError::Thread)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?;
         let run = move || {
             if let Some(core) = pin {
                 pin_to(core);

@@ -19,9 +19,12 @@ impl<S: Store> Wire<S> {
 
     pub(super) fn list_buckets(&self, input: ListBucketsInput) -> ListBucketsOutput {
         let prefix = input.prefix.unwrap_or_default();
-        let buckets = self.store.buckets().into_iter().filter(|bucket| bucket.name.starts_with(&prefix)).map(|bucket| {
-            Bucket { name: Some(bucket.name), creation_date: Some(bucket.created.into()), ..Bucket::default() }
-        });
+        let buckets =
+            self.store.buckets().into_iter().filter(|bucket| bucket.name.starts_with(&prefix)).map(|bucket| Bucket {
+                name: Some(bucket.name),
+                creation_date: Some(bucket.created.into()),
+                ..Bucket::default()
+            });
         ListBucketsOutput {
             buckets: Some(buckets.collect()),
             owner: Some(listing::owner()),

@@ -111,8 +111,7 @@ mod tests {
             headers.insert(*name, value.parse().expect("a value"));
         }
         let modified = SystemTime::UNIX_EPOCH + Duration::from_millis(1_000_000_500);
-        let meta =
-            Meta { len: 1, etag: Etag::Fast(7), modified, attributes: None, checksums: None, part_lens: None };
+        let meta = Meta { len: 1, etag: Etag::Fast(7), modified, attributes: None, checksums: None, part_lens: None };
         Conditions::of(&headers).judge(&meta)
     }
 

@@ -106,7 +106,8 @@ impl<S: Store> Wire<S> {
         body: Option<StreamingBlob>,
         said: Said,
     ) -> S3Result<Received<S::Body>> {
-        let too_large = || s3_error!(EntityTooLarge, "your upload exceeds the largest object size, {}", self.body_bytes);
+        let too_large =
+            || s3_error!(EntityTooLarge, "your upload exceeds the largest object size, {}", self.body_bytes);
         if said.len.is_some_and(|len| len > self.body_bytes) {
             return Err(too_large());
         }

@@ -82,8 +82,7 @@ impl<B> Uploads<B> {
     }
 
     pub(super) fn add(&mut self, key: &str, id: &str, part: PartInfo, body: B) -> Result<Option<B>, StoreError> {
-        let upload =
-            self.0.get_mut(id).filter(|upload| upload.info.key == key).ok_or(StoreError::NoSuchUpload)?;
+        let upload = self.0.get_mut(id).filter(|upload| upload.info.key == key).ok_or(StoreError::NoSuchUpload)?;
         Ok(upload.parts.insert(part.number, (part, body)).map(|(_, old)| old))
     }
 
