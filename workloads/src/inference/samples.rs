@@ -27,7 +27,7 @@ impl Samples {
         Self { histogram, scale: time_scale }
     }
 
-    /// Adds `count` times `ns`; zero counts as one nanosecond less than can be told apart.
+    /// Adds `count` times `ns`; what is longer than an hour counts as an hour.
     pub fn record(&mut self, ns: u64, count: u64) {
         // A saturating record of a value within bounds cannot fail.
         let _ = self.histogram.record_n(ns.min(LONGEST_NS), count);

@@ -217,7 +217,8 @@ impl Tiers {
                 }
                 load.missing[at - load.from] -= 1;
                 if load.missing[at - load.from] == 0 {
-                    self.stored.entry(id).and_modify(|read| *read = true);
+                    // It may be there from an earlier run.
+                    self.stored.insert(id, true);
                     let copied = self.copy_in(now, worker);
                     self.locals[worker as usize].g2.insert(id);
                     if let Some(load) = self.loads.get_mut(&job) {

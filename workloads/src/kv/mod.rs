@@ -359,7 +359,7 @@ impl Workload for Kv {
     fn lanes(&self) -> usize {
         let spec = &self.tiers.spec;
         if !spec.shared_tier {
-            return 0;
+            return 1;
         }
         spec.workers as usize * (spec.get_in_flight as usize + spec.put_in_flight as usize)
     }

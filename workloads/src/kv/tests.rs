@@ -352,6 +352,16 @@ fn slow_storage_looks_busy_decoding_and_is_of_little_use() {
 }
 
 #[test]
+fn a_plan_reads_back_and_takes_no_unknown_knob() {
+    let spec = KvSpec { exists: Exists::Stat, g1_blocks: Some(9), slo_tpot: Duration::from_micros(1500), ..spec() };
+    let text = serde_json::to_string(&spec).expect("plain data");
+    assert!(text.contains(r#""slo_tpot":"1500us""#), "{text}");
+    assert_eq!(serde_json::from_str::<KvSpec>(&text).expect("what was written"), spec);
+    let error = serde_json::from_str::<KvSpec>(r#"{"g2": 1}"#).expect_err("an unknown knob").to_string();
+    assert!(error.starts_with("unknown field `g2`"), "{error}");
+}
+
+#[test]
 fn bad_plans_say_what_is_wrong() {
     let list = requests(&[(0, 1, 1000, 1)]);
     let error = |spec, cost| Kv::new(spec, cost, Arc::clone(&list)).expect_err("a bad plan").to_string();
