@@ -192,7 +192,7 @@ impl Ring {
     /// # Errors
     /// Those of `pwrite`.
     pub async fn write_bytes(&self, file: &Arc<OwnedFd>, offset: u64, bytes: Bytes) -> io::Result<usize> {
-        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX & !4095);
+        let len = u32::try_from(bytes.len()).unwrap_or(!4095);
         let fd = types::Fd(file.as_raw_fd());
         let entry = opcode::Write::new(fd, bytes.as_ptr(), len).offset(offset).build();
         let (result, _) = self.submit(entry, Some(Arc::clone(file)), Keep::Bytes(bytes)).await;
@@ -288,7 +288,7 @@ fn window(buf: &Buf, at: usize, len: usize) -> (*mut u8, u32) {
     // SAFETY: `at` lies within the buffer, as just asserted.
     let pointer = unsafe { buf.as_ptr().add(at) };
     // The kernel transfers at most 2 GiB less a page at once; what is left is for the caller's next turn.
-    (pointer.as_ptr(), u32::try_from(len).unwrap_or(u32::MAX & !4095))
+    (pointer.as_ptr(), u32::try_from(len).unwrap_or(!4095))
 }
 
 impl Shared {
