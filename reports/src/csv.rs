@@ -96,7 +96,9 @@ fn row(report: &RunReport, member: &Member, operation: Option<&Operation>) -> Ve
             row.extend([o.bytes_per_s, o.ops_per_s].map(|n| n.to_string()));
             row.extend(seven(&o.service_time.summary));
             row.extend(seven(&o.response_time.summary));
-            row.extend([o.schedule_slip.p50_ns, o.schedule_slip.p99_ns, o.first_byte.p50_ns, o.first_byte.p99_ns].map(text));
+            row.extend(
+                [o.schedule_slip.p50_ns, o.schedule_slip.p99_ns, o.first_byte.p50_ns, o.first_byte.p99_ns].map(text),
+            );
         }
     }
     let (training, kv, rag) = (member.training.as_ref(), member.kv.as_ref(), member.rag.as_ref());
@@ -119,15 +121,7 @@ fn row(report: &RunReport, member: &Member, operation: Option<&Operation>) -> Ve
 }
 
 fn seven(l: &Latency) -> [String; 7] {
-    [
-        text(l.min_ns),
-        text(l.mean_ns),
-        text(l.p50_ns),
-        text(l.p90_ns),
-        text(l.p99_ns),
-        text(l.p999_ns),
-        text(l.max_ns),
-    ]
+    [text(l.min_ns), text(l.mean_ns), text(l.p50_ns), text(l.p90_ns), text(l.p99_ns), text(l.p999_ns), text(l.max_ns)]
 }
 
 fn text(value: Option<impl ToString>) -> String {

@@ -21,7 +21,7 @@ pub(crate) fn percent(ratio: f64) -> String {
     or_dash(Some(ratio), |r| match r * 100.0 {
         p if p != 0.0 && p.abs() < 0.01 => "<0.01%".to_owned(),
         // Above 99.95% three digits would claim a full hundred.
-        p if p >= 99.95 && p < 100.0 => format!("{:.2}%", (p * 100.0).floor() / 100.0),
+        p if (99.95..100.0).contains(&p) => format!("{:.2}%", (p * 100.0).floor() / 100.0),
         p => format!("{}%", three_digits(p)),
     })
 }
@@ -51,7 +51,7 @@ pub(crate) fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);

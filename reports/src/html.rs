@@ -3,7 +3,9 @@
 mod axis;
 mod canvas;
 mod chart;
+mod curves;
 mod escape;
+mod gpu;
 mod member;
 mod tables;
 
@@ -56,7 +58,7 @@ fn page(report: &RunReport) -> String {
     page.push_str(r#"<button type="button" id="theme" hidden="">Theme</button></div></header><main id="main">"#);
     top(&mut page, report, &verdict);
     for (i, member) in report.members.iter().take(MOST_MEMBERS).enumerate() {
-        member::section(&mut page, i, member);
+        member::section(&mut page, i, member, chart::MOST_POINTS * 4 / report.members.len().clamp(4, MOST_MEMBERS));
     }
     if report.members.len() > MOST_MEMBERS {
         let more = report.members.len() - MOST_MEMBERS;
@@ -102,12 +104,20 @@ fn page(report: &RunReport) -> String {
 fn navigation(page: &mut String, report: &RunReport) {
     page.push_str(r#"<nav aria-label="Sections">"#);
     for (i, member) in report.members.iter().take(MOST_MEMBERS).enumerate() {
-        let _ = write!(page, r##"<a href="#m{i}">{}</a>"##, Text(&member.name));
+        let _ = write!(page, r##"<a href="#m{i}">{}</a>"##, Text(member::title(&member.name)));
     }
     if !report.claims.is_empty() {
         page.push_str(r##"<a href="#claims">Claims</a>"##);
     }
     page.push_str(r##"<a href="#validity">Trust</a><a href="#plan">Plan</a></nav>"##);
+}
+
+/// RFC 3339 to the minute, as people write it; other text as it is.
+fn started(at: &str) -> String {
+    match (at.get(..10), at.get(10..11), at.get(11..16)) {
+        (Some(day), Some("T"), Some(time)) if at.ends_with('Z') => format!("{day} {time} UTC"),
+        _ => at.to_owned(),
+    }
 }
 
 fn top(page: &mut String, report: &RunReport, verdict: &str) {
@@ -123,7 +133,7 @@ fn top(page: &mut String, report: &RunReport, verdict: &str) {
         r#"<section class="top"><p class="fine">{} on <code>{}</code>, {}</p><h1>{}.</h1>"#,
         Text(&run.workload),
         Text(&run.target),
-        Text(&run.started_at),
+        Text(started(&run.started_at)),
         Text(verdict)
     );
     let _ = write!(page, r#"<p><span class="chip {class}">{}</span>"#, report.verdict.name());
@@ -155,7 +165,11 @@ fn top(page: &mut String, report: &RunReport, verdict: &str) {
 /// A member's most telling figure, its name and its outcome.
 fn key_figure(member: &Member) -> (String, String, Option<bool>) {
     if let Some(t) = &member.training {
-        return (share(t.au_ratio), format!("accelerator utilization, {} needed", goal(t.au_threshold_ratio)), t.passed);
+        return (
+            share(t.au_ratio),
+            format!("accelerator utilization, {} needed", goal(t.au_threshold_ratio)),
+            t.passed,
+        );
     }
     if let Some(kv) = &member.kv {
         let (name, value) = match kv.ttft.summary.p99_ns {
@@ -186,7 +200,7 @@ fn card(page: &mut String, index: usize, member: &Member) {
     let _ = write!(
         page,
         r##"<a class="card" href="#m{index}"><span class="name">{} {chip}</span><strong>{}</strong><span class="of">{}</span><span class="why">{}.</span></a>"##,
-        Text(&member.name),
+        Text(member::title(&member.name)),
         Text(value),
         Text(name),
         Text(member::capitalized(&headline(member)))
@@ -214,7 +228,7 @@ fn checks_card(page: &mut String, report: &RunReport) {
     }
     let _ = write!(
         page,
-        r##"<a class="card" href="#validity"><span class="name">trust <span class="chip {class}">{word}</span></span><strong>{}/{all}</strong><span class="of">checks of the measurement hold</span><span class="why">{}</span></a>"##,
+        r##"<a class="card" href="#validity"><span class="name">Trust <span class="chip {class}">{word}</span></span><strong>{}/{all}</strong><span class="of">checks of the measurement hold</span><span class="why">{}</span></a>"##,
         all - failed - doubtful,
         Text(why)
     );
@@ -225,7 +239,7 @@ fn plan(page: &mut String, report: &RunReport) {
     page.push_str(concat!(
         r#"<section id="plan"><h2>Plan</h2><p>To run this again exactly, in the report's directory:</p>"#,
         r#"<pre><code>gpufeed run plan.toml</code></pre><p class="fine">The same plan and seed generate the same operations; "#,
-        r#"the plan hash says whether they did.</p><div class="scroll"><table><caption>Run</caption><tbody>"#
+        r#"the plan hash says whether they did.</p><div class="scroll" tabindex="0" role="group" aria-label="Run"><table><caption>Run</caption><tbody>"#
     ));
     let rows = [
         ("workload", run.workload.clone()),
@@ -242,16 +256,17 @@ fn plan(page: &mut String, report: &RunReport) {
         let _ = write!(page, r#"<tr><th scope="row">{name}</th><td class="text">{}</td></tr>"#, Text(value));
     }
     page.push_str("</tbody></table></div>");
-    let full = serde_json::to_string_pretty(&report.plan).unwrap_or_default();
-    let mut end = full.len().min(MOST_PLAN_BYTES);
-    while !full.is_char_boundary(end) {
-        end -= 1;
-    }
-    let cut = if end < full.len() { "\n… cut here; plan.toml has it whole" } else { "" };
+    let full = Text(serde_json::to_string_pretty(&report.plan).unwrap_or_default()).to_string();
+    let cut = full.len() > MOST_PLAN_BYTES;
+    // Cut at the end of a line, never inside a character reference.
+    let shown = match full.get(..full.floor_char_boundary(MOST_PLAN_BYTES)) {
+        Some(head) if cut => &head[..head.rfind('\n').unwrap_or(0)],
+        _ => full.as_str(),
+    };
+    let rest = if cut { "\n… cut here; plan.toml has it whole" } else { "" };
     let _ = write!(
         page,
-        r#"<details><summary>The full plan, every default resolved</summary><pre tabindex="0"><code>{}{cut}</code></pre></details></section>"#,
-        Text(&full[..end])
+        r#"<details><summary>The full plan, every default resolved</summary><pre tabindex="0"><code>{shown}{rest}</code></pre></details></section>"#
     );
 }
 
@@ -261,7 +276,10 @@ fn words(page: &mut String) {
         ("Service time", "from the actual send of an operation to its last byte"),
         ("Response time", "from the intended start to the last byte: what a user of a busy system waits"),
         ("Schedule slip", "from the intended start to the actual send: how late this client was"),
-        ("Percentiles", "come from merged histograms, and stand only where at least ten samples lie beyond; – elsewhere"),
+        (
+            "Percentiles",
+            "come from merged histograms, and stand only where at least ten samples lie beyond; – elsewhere",
+        ),
         ("Errors", "are counted by kind and kept out of latencies"),
         ("TTFT", "time from a request's arrival to its first output token"),
         ("Emulated", "accelerators and GPUs are models that issue real storage operations; their times are estimates"),

@@ -7,7 +7,6 @@ pub mod csv;
 mod figures;
 pub mod html;
 pub mod markdown;
-pub mod metric;
 pub mod read;
 pub mod terminal;
 pub mod verdict;

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use gpufeed_schema::{Baseline, ClaimStatus, Kv, Member, RunReport, ValidityStatus};
 
-use crate::figures::{count, errors, goal, nanos, number, p50_p99, rate, share};
+use crate::claims::figure as in_unit;
+use crate::figures::{DASH, count, errors, goal, nanos, number, p50_p99, rate, share};
 use crate::verdict::{headline, sentence};
 
 /// Text that Markdown takes literally, on one line, in a table cell or outside.
@@ -60,8 +61,9 @@ pub fn render(report: &RunReport) -> String {
                 ClaimStatus::Missed => "**missed**",
                 ClaimStatus::NotMeasurable => "not measurable here",
             };
-            let measured = claim.measured.map_or_else(|| "–".to_owned(), number);
-            line(&mut out, &[plain(&claim.text), measured, number(claim.threshold), status.to_owned()]);
+            let measured = claim.measured.map_or_else(|| DASH.to_owned(), |v| in_unit(v, &claim.unit));
+            let needed = in_unit(claim.threshold, &claim.unit);
+            line(&mut out, &[plain(&claim.text), plain(&measured), plain(&needed), status.to_owned()]);
         }
         out.push('\n');
     }
@@ -135,7 +137,7 @@ fn one_member(out: &mut String, member: &Member) {
                     count(o.count),
                     count(errors(o)),
                     number(o.ops_per_s),
-                    rate(o.bytes_per_s),
+                    if o.bytes > 0 { rate(o.bytes_per_s) } else { DASH.to_owned() },
                     p50_p99(&o.service_time.summary),
                     p50_p99(&o.response_time.summary),
                     nanos(o.schedule_slip.p99_ns),

@@ -101,7 +101,10 @@ fn wrapped(text: &str, indent: usize) -> Vec<String> {
 /// A table without borders but a rule below its header; the first column is text, the others are figures.
 fn table<const N: usize>(header: [&str; N], left: usize) -> Table {
     let mut table = Table::new();
-    table.load_preset("     ──            ").set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH as u16);
+    table
+        .load_preset("     ──            ")
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(WIDTH as u16);
     table.set_header(header);
     for (i, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 1));
@@ -122,7 +125,11 @@ pub fn render(report: &RunReport, style: Style) -> String {
     page.paragraph(Some(tone), 2, &sentence(report));
     let run = &report.run;
     let timing = format!("{} s measured after {} s of warm-up", number(run.duration_s), number(run.warm_up_s));
-    page.paragraph(None, 2, &format!("{} on {} ({}), {timing}, seed {}", run.workload, run.target, run.transport, run.seed));
+    page.paragraph(
+        None,
+        2,
+        &format!("{} on {} ({}), {timing}, seed {}", run.workload, run.target, run.transport, run.seed),
+    );
     for line in &run.scaling {
         page.paragraph(None, 2, &format!("Scaled: {line}"));
     }
@@ -258,7 +265,10 @@ fn kv_tables(page: &mut Page, kv: &Kv) {
     );
     page.paragraph(None, 2, &requests);
     let mut table = Table::new();
-    table.load_preset("     ──            ").set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH as u16);
+    table
+        .load_preset("     ──            ")
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(WIDTH as u16);
     table.set_header(std::iter::once("").chain(columns.iter().map(|c| c.name)));
     let row = |name: &str, figure: &dyn Fn(&Column<'_>) -> String| {
         std::iter::once(Cell::new(name)).chain(columns.iter().map(|c| Cell::new(figure(c)))).collect::<Vec<_>>()

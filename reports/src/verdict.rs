@@ -67,12 +67,14 @@ impl Inputs {
 
     /// The larger of the two shares of the calibrated ceiling, with what it is a share of.
     fn ceiling(&self) -> Option<(f64, String)> {
-        let bytes = self.ceiling_bytes_per_s.filter(|c| *c > 0.0).map(|c| {
-            (self.bytes_per_s / c, format!("{} of the {} it can move", rate(self.bytes_per_s), rate(c)))
-        });
-        let ops = self.ceiling_ops_per_s.filter(|c| *c > 0.0).map(|c| {
-            (self.ops_per_s / c, format!("{}/s of the {}/s it can issue", number(self.ops_per_s), number(c)))
-        });
+        let bytes = self
+            .ceiling_bytes_per_s
+            .filter(|c| *c > 0.0)
+            .map(|c| (self.bytes_per_s / c, format!("{} of the {} it can move", rate(self.bytes_per_s), rate(c))));
+        let ops = self
+            .ceiling_ops_per_s
+            .filter(|c| *c > 0.0)
+            .map(|c| (self.ops_per_s / c, format!("{}/s of the {}/s it can issue", number(self.ops_per_s), number(c))));
         [bytes, ops].into_iter().flatten().max_by(|a, b| a.0.total_cmp(&b.0))
     }
 
@@ -120,7 +122,8 @@ pub fn verdict(inputs: &Inputs) -> (Verdict, String) {
             [] => format!("the client used {} of its CPU", percent(inputs.cpu_ratio)),
             limits => format!("this client {}", listed(limits)),
         };
-        let text = "Self-test: server and client shared this machine, so the figures test the tool, not a storage product";
+        let text =
+            "Self-test: server and client shared this machine, so the figures test the tool, not a storage product";
         return (Verdict::SelfTest, format!("{text}; {aside}"));
     }
     if !limits.is_empty() {
@@ -186,19 +189,19 @@ pub fn headline(member: &Member) -> String {
 }
 
 fn of_training(training: &Training) -> String {
-    let who = format!("{} on {} emulated {}", training.model, training.accelerators, training.accelerator);
-    let read = rate(training.bytes_per_s);
+    let who = format!("{} emulated {}", training.accelerators, training.accelerator);
+    let (model, read) = (&training.model, rate(training.bytes_per_s));
     let needed = rate(training.needed_bytes_per_s);
     let threshold = goal(training.au_threshold_ratio);
     match (training.au_ratio, training.passed) {
         (Some(au), Some(true)) => {
-            format!("{who} kept fed: accelerators {} busy, {threshold} needed, reading {read}", percent(au))
+            format!("storage keeps {who} fed on {model}: {} busy, {threshold} needed, reading {read}", percent(au))
         }
         (Some(au), _) => format!(
-            "{who} starved: accelerators {} busy, {threshold} needed; storage gave {read} of the {needed} they ask for",
+            "storage starves {who} on {model}: {} busy, {threshold} needed; it gave {read} of the {needed} they ask for",
             percent(au)
         ),
-        (None, _) => format!("{who}: too short to judge, no epoch had two steps; storage gave {read}"),
+        (None, _) => format!("{who} on {model} ran too short to judge, no epoch had two steps; storage gave {read}"),
     }
 }
 
@@ -227,7 +230,8 @@ fn of_kv(kv: &Kv) -> String {
     }
     let mut text = clauses.join(", ");
     if kv.gpu.total_ns > 0 {
-        let useful = kv.gpu.useful_ratio.map_or_else(String::new, |u| format!("useful {} of the time and ", percent(u)));
+        let useful =
+            kv.gpu.useful_ratio.map_or_else(String::new, |u| format!("useful {} of the time and ", percent(u)));
         let stalled = percent(kv.gpu.storage_stall_ratio);
         text.push_str(&format!("; emulated GPUs {useful}stalled on storage {stalled}"));
     }

@@ -183,8 +183,14 @@ pub struct Claim {
     pub measured: Option<f64>,
     /// What would meet the claim.
     pub threshold: f64,
+    /// Unit of both: `ns`, `bytes/s`, `ratio`, `times`, …
+    #[serde(default)]
+    pub unit: String,
     /// The outcome.
     pub status: ClaimStatus,
+    /// Under which conditions the claim was made, or why it could not be decided.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 /// Outcome of a claim.

@@ -57,7 +57,7 @@ impl Unit {
     /// A value as a tick label, without trailing zeros: `1 ms`, `0.5 s`.
     fn tick(self, value: f64) -> String {
         match self {
-            Self::Count => short(value),
+            Self::Count => trimmed(&short(value)),
             _ if value == 0.0 => "0".to_owned(),
             _ => trimmed(&self.show(value)),
         }
@@ -131,7 +131,7 @@ impl Axis {
             }
             Scale::Log => {
                 let decades = (self.hi / self.lo).log10();
-                let fine: &[f64] = if decades * 3.0 <= wanted as f64 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+                let fine: &[f64] = if decades * 3.0 <= wanted as f64 + 2.0 { &[1.0, 2.0, 5.0] } else { &[1.0] };
                 let stride = (decades / wanted as f64).ceil().max(1.0) as i32;
                 let (from, to) = (self.lo.log10().floor() as i32, self.hi.log10().ceil() as i32);
                 let ticks = (from..=to).filter(|d| (d - from) % stride == 0 || fine.len() > 1);
@@ -207,7 +207,10 @@ mod tests {
     fn round_numbers_enclose_the_values() {
         let axis = Axis::over(Scale::Linear, Unit::BytesPerSecond, [3.0e8, 1.3e9]);
         assert_eq!((axis.lo, axis.hi), (0.0, 1.5e9));
-        assert_eq!(axis.ticks(4).iter().map(|t| axis.label(*t)).collect::<Vec<_>>(), ["0", "500 MB/s", "1 GB/s", "1.5 GB/s"]);
+        assert_eq!(
+            axis.ticks(4).iter().map(|t| axis.label(*t)).collect::<Vec<_>>(),
+            ["0", "500 MB/s", "1 GB/s", "1.5 GB/s"]
+        );
         let axis = Axis::over(Scale::Log, Unit::Nanos, [230_000.0, 4.1e7]);
         assert!((axis.lo / 2e5 - 1.0).abs() < 1e-9 && (axis.hi / 5e7 - 1.0).abs() < 1e-9, "{axis:?}");
         assert_eq!(axis.ticks(5).iter().map(|t| axis.label(*t)).collect::<Vec<_>>(), ["1 ms", "10 ms"]);

@@ -18,7 +18,7 @@ use super::escape::{Text, json as safe_json};
 
 type Drawn = Result<(), DrawingAreaErrorKind<Infallible>>;
 
-/// Most points of a series that are drawn: more do not fit the pixels.
+/// Most points of a series that are drawn: more do not fit the pixels, and many charts have to fit 2 MB.
 pub(super) const MOST_POINTS: usize = 400;
 
 /// One curve.
@@ -73,7 +73,7 @@ impl Chart {
             return;
         }
         let id = Text(&self.id);
-        let _ = write!(page, r#"<figure class="chart" id="{id}"><figcaption><h4>{}</h4>"#, Text(&self.title));
+        let _ = write!(page, r#"<figure class="chart" id="{id}"><figcaption><h3>{}</h3>"#, Text(&self.title));
         if !self.note.is_empty() {
             let _ = write!(page, "<p>{}</p>", Text(&self.note));
         }

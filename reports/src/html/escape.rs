@@ -23,10 +23,7 @@ impl fmt::Write for Escaping<'_, '_> {
                 '"' => self.0.write_str("&quot;")?,
                 '\'' => self.0.write_str("&#39;")?,
                 '\n' | '\t' => self.0.write_char(c)?,
-                // Control and direction characters could hide or reorder what surrounds them.
-                c if c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => {
-                    self.0.write_char('\u{fffd}')?;
-                }
+                c if misleads(c) => self.0.write_char('\u{fffd}')?,
                 c => self.0.write_char(c)?,
             }
         }
@@ -34,10 +31,24 @@ impl fmt::Write for Escaping<'_, '_> {
     }
 }
 
+/// Control characters, and those that change the direction of what follows: they could hide or reorder text.
+fn misleads(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// JSON that cannot end the script element it stands in.
 pub(super) fn json(value: &serde_json::Value) -> String {
-    let text = value.to_string();
-    text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
+    let mut safe = String::new();
+    for c in value.to_string().chars() {
+        match c {
+            c if matches!(c, '<' | '>' | '&') || misleads(c) => {
+                // All of these have four hexadecimal digits; writing to a String cannot fail.
+                let _ = write!(safe, "\\u{:04x}", u32::from(c));
+            }
+            c => safe.push(c),
+        }
+    }
+    safe
 }
 
 #[cfg(test)]
@@ -51,7 +62,7 @@ mod tests {
         assert!(!text.contains(['<', '>', '"', '\'', '\u{0}', '\u{202e}']), "{text}");
         assert_eq!(text.matches('&').count(), text.matches(';').count());
         let json = json(&serde_json::json!({ "n": hostile }));
-        assert!(!json.contains(['<', '>', '&']), "{json}");
+        assert!(!json.contains(['<', '>', '&', '\u{202e}']), "{json}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&json).expect("still JSON")["n"], hostile);
     }
 }

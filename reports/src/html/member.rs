@@ -3,14 +3,13 @@
 use std::fmt::Write as _;
 
 use gpufeed_profiles::units::show_nanos;
-use gpufeed_schema::{
-    Baseline, ClosedOrOpen, Distribution, GpuPoint, GpuTime, Kv, Latency, Member, Operation, Point, Rag, Series as Steps,
-    Training,
-};
+use gpufeed_schema::{Baseline, ClosedOrOpen, Kv, Latency, Member, Operation, Point, Rag, Series as Steps, Training};
 
 use super::axis::{Axis, Scale, Unit};
-use super::chart::{Chart, MOST_POINTS, Series, bar};
+use super::chart::{Chart, Series, bar};
+use super::curves::{abscissas, ladder, over_time, percentiles, slot, solid, values};
 use super::escape::Text;
+use super::gpu::{keys, partition, partition_over_time, stacked_bar};
 use super::tables;
 use crate::figures::{count, goal, nanos, number, percent, rate, share, size};
 use crate::verdict::headline;
@@ -18,77 +17,24 @@ use crate::verdict::headline;
 /// Most operations that get curves of their own; the table has them all.
 const MOST_CURVES: usize = 3;
 
-/// Color slots by meaning.
-mod slot {
-    pub(super) const BLUE: u8 = 0;
-    pub(super) const VERMILION: u8 = 1;
-    pub(super) const GREEN: u8 = 2;
-    pub(super) const PURPLE: u8 = 3;
-    pub(super) const AMBER: u8 = 4;
-    pub(super) const SKY: u8 = 5;
-    pub(super) const GRAY: u8 = 6;
-    pub(super) const DARK: u8 = 7;
-}
-
-/// A curve of a chart, by name, color and points.
-fn solid(name: impl Into<String>, slot: u8, points: Vec<(f64, Option<f64>)>) -> Series {
-    Series { name: name.into(), slot, dashed: false, shaded: false, points }
-}
-
-fn values(series: &[Series]) -> impl Iterator<Item = f64> + '_ {
-    series.iter().flat_map(|s| s.points.iter().filter_map(|(_, y)| *y))
-}
-
-fn abscissas(series: &[Series]) -> impl Iterator<Item = f64> + '_ {
-    series.iter().flat_map(|s| s.points.iter().map(|(x, _)| *x))
-}
-
-fn ladder(distribution: &Distribution) -> Vec<(f64, Option<f64>)> {
-    let steps = distribution.ladder.iter().filter(|s| (0.0..1.0).contains(&s.quantile_ratio));
-    steps.map(|s| (s.quantile_ratio, Some(s.value_ns as f64))).collect()
-}
-
-/// Latency curves over percentiles.
-fn percentiles(id: String, title: &str, note: String, y_name: &'static str, series: Vec<Series>) -> Chart {
-    let x = Axis::over(Scale::Nines, Unit::Ratio, abscissas(&series));
-    let y = Axis::over(Scale::Log, Unit::Nanos, values(&series));
-    Chart { id, title: title.to_owned(), note, x, x_name: "percentile", y, y_name, series, stacked: false }
-}
-
-/// Curves over the time of the window.
-fn over_time(
-    id: String,
-    title: &str,
-    note: String,
-    scale: Scale,
-    unit: Unit,
-    y_name: &'static str,
-    series: Vec<Series>,
-) -> Chart {
-    let end = abscissas(&series).fold(0.0, f64::max);
-    let x = Axis::fixed(Unit::Seconds, 0.0, if end > 0.0 { end } else { 1.0 });
-    let y = Axis::over(scale, unit, values(&series));
-    Chart { id, title: title.to_owned(), note, x, x_name: "seconds since the start of the window", y, y_name, series, stacked: false }
-}
-
-/// Writes a member's section.
-pub(super) fn section(page: &mut String, index: usize, member: &Member) {
+/// Writes a member's section, with at most `most_points` points for each curve over time.
+pub(super) fn section(page: &mut String, index: usize, member: &Member, most_points: usize) {
     let id = format!("m{index}");
     let _ = write!(
         page,
         r#"<section class="member" id="{id}"><h2>{}</h2><p class="lead">{}.</p>"#,
-        Text(&member.name),
+        Text(title(&member.name)),
         Text(capitalized(&headline(member)))
     );
     let _ = write!(page, r#"<p class="fine">{}</p>"#, Text(conditions(member)));
     if let Some(training) = &member.training {
-        of_training(page, &id, training);
+        of_training(page, &id, training, most_points);
     }
     if let Some(kv) = &member.kv {
-        of_kv(page, &id, kv);
+        of_kv(page, &id, kv, most_points);
     }
     if let Some(rag) = &member.rag {
-        of_rag(page, &id, rag);
+        of_rag(page, &id, rag, most_points);
     }
     if let Some(checkpoint) = member.checkpoint.as_ref().filter(|c| c.write.is_some() || c.read.is_some()) {
         tables::checkpoint(page, checkpoint);
@@ -101,7 +47,7 @@ pub(super) fn section(page: &mut String, index: usize, member: &Member) {
     }
     page.push_str(r#"<div class="charts">"#);
     latency_by_percentile(&id, &member.operations).figure(page);
-    for chart in in_time(&id, &member.series) {
+    for chart in in_time(&id, &member.series, most_points) {
         chart.figure(page);
     }
     page.push_str("</div></section>");
@@ -111,6 +57,16 @@ pub(super) fn section(page: &mut String, index: usize, member: &Member) {
 pub(super) fn capitalized(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+/// A member's name as a title.
+pub(super) fn title(name: &str) -> String {
+    match name {
+        "kv" => "KV cache".to_owned(),
+        "rag" => "RAG".to_owned(),
+        "ops" => "Plain load".to_owned(),
+        other => capitalized(other),
+    }
 }
 
 fn conditions(member: &Member) -> String {
@@ -158,10 +114,10 @@ struct Merged {
     max_ns: Option<u64>,
 }
 
-/// At most [`MOST_POINTS`] steps, and how many of the original each covers. Counts add up; of latencies the highest
+/// At most `most_points` steps, and how many of the original each covers. Counts add up; of latencies the highest
 /// stays, since percentiles of steps cannot be merged.
-fn merged(steps: &Steps) -> (Vec<Merged>, usize) {
-    let group = steps.points.len().div_ceil(MOST_POINTS).max(1);
+fn merged(steps: &Steps, most_points: usize) -> (Vec<Merged>, usize) {
+    let group = steps.points.len().div_ceil(most_points).max(1);
     let merge = |points: &[Point]| Merged {
         t_s: points[0].t_s,
         span_s: steps.step_s * points.len() as f64,
@@ -176,8 +132,8 @@ fn merged(steps: &Steps) -> (Vec<Merged>, usize) {
     (steps.points.chunks(group).map(merge).collect(), group)
 }
 
-fn in_time(id: &str, steps: &Steps) -> Vec<Chart> {
-    let (points, group) = merged(steps);
+fn in_time(id: &str, steps: &Steps, most_points: usize) -> Vec<Chart> {
+    let (points, group) = merged(steps, most_points);
     if points.len() < 2 || steps.step_s <= 0.0 {
         return Vec::new();
     }
@@ -241,7 +197,7 @@ fn tile(page: &mut String, name: &str, value: &str, aside: &str) {
     );
 }
 
-fn of_training(page: &mut String, id: &str, training: &Training) {
+fn of_training(page: &mut String, id: &str, training: &Training, most_points: usize) {
     page.push_str(r#"<dl class="tiles">"#);
     let threshold = goal(training.au_threshold_ratio);
     let judged = match training.passed {
@@ -250,7 +206,12 @@ fn of_training(page: &mut String, id: &str, training: &Training) {
         None => "too short to judge".to_owned(),
     };
     tile(page, "Accelerator utilization", &share(training.au_ratio), &judged);
-    tile(page, "Samples", &format!("{}/s", number(training.samples_per_s)), &format!("{} on average", training.model));
+    tile(
+        page,
+        "Samples",
+        &format!("{}/s", number(training.samples_per_s)),
+        &format!("{} on {} accelerators", training.model, training.accelerators),
+    );
     tile(
         page,
         "Read",
@@ -262,15 +223,23 @@ fn of_training(page: &mut String, id: &str, training: &Training) {
     tile(page, "Stalled", &share(stalled), &format!("of {} accelerator-seconds", number(total)));
     page.push_str("</dl>");
     if let Some(au) = training.au_ratio {
-        page.push_str(r#"<div class="scroll"><table class="bars"><caption>Accelerator utilization against its threshold</caption><tbody>"#);
-        let _ = write!(page, r#"<tr><th scope="row">{}</th><td class="wide-cell">"#, Text(format!("{} × {} (emulated)", training.accelerators, training.accelerator)));
+        page.push_str(r#"<div class="scroll" tabindex="0" role="group" aria-label="Shares of time"><table class="bars"><caption>Accelerator utilization against its threshold</caption><tbody>"#);
+        let _ = write!(
+            page,
+            r#"<tr><th scope="row">{}</th><td class="wide-cell">"#,
+            Text(format!("{} × {} (emulated)", training.accelerators, training.accelerator))
+        );
         let label = format!("{} of the time computing, {threshold} needed", percent(au));
         let slot = if training.passed == Some(false) { slot::VERMILION } else { slot::GREEN };
         bar(page, &label, &[(slot, 0.0, au), (slot::GRAY, au, 1.0)], Some(training.au_threshold_ratio));
-        let _ = write!(page, "</td><td>{}</td></tr></tbody></table></div>", Text(format!("{}, needs {threshold}", percent(au))));
+        let _ = write!(
+            page,
+            "</td><td>{}</td></tr></tbody></table></div>",
+            Text(format!("{}, needs {threshold}", percent(au)))
+        );
     }
     page.push_str(r#"<div class="charts">"#);
-    let group = training.timeline.len().div_ceil(MOST_POINTS).max(1);
+    let group = training.timeline.len().div_ceil(most_points).max(1);
     let computing: Vec<(f64, Option<f64>)> = training
         .timeline
         .chunks(group)
@@ -300,103 +269,6 @@ fn of_training(page: &mut String, id: &str, training: &Training) {
     }
 }
 
-/// The cells of the partition: name, color, share.
-fn cells(gpu: &GpuTime) -> [(&'static str, u8, f64); 7] {
-    [
-        ("prefill", slot::BLUE, gpu.prefill_ratio),
-        ("decode", slot::GREEN, gpu.decode_ratio),
-        ("recompute", slot::AMBER, gpu.recompute_ratio),
-        ("storage stall", slot::VERMILION, gpu.storage_stall_ratio),
-        ("transfer stall", slot::PURPLE, gpu.transfer_stall_ratio),
-        ("no work", slot::GRAY, gpu.no_work_ratio),
-        ("down", slot::DARK, gpu.down_ratio),
-    ]
-}
-
-/// Bars of the partition, one for each way the same work was done.
-fn partition(page: &mut String, rows: &[(&str, &GpuTime)]) {
-    let rows: Vec<_> = rows.iter().filter(|(_, gpu)| gpu.total_ns > 0).collect();
-    if rows.is_empty() {
-        return;
-    }
-    page.push_str(concat!(
-        r#"<h3>Where GPU time goes</h3><p class="fine">Emulated GPUs; their times are estimates of the model whose inputs "#,
-        r#"are listed below. <em>Useful</em> is the busy time ideal storage would need for the same completed work, of the "#,
-        r#"time with work to do; <em>busy</em> counts recomputing as work, so a starved GPU can look busy.</p>"#,
-        r#"<div class="scroll"><table class="bars"><caption>Partition of GPU time</caption><thead><tr><th scope="col">storage</th>"#,
-        r#"<th scope="col" class="wide-cell">share of GPU time</th><th scope="col">useful</th><th scope="col">busy</th></tr></thead><tbody>"#
-    ));
-    let used: Vec<bool> = (0..7).map(|i| rows.iter().any(|(_, gpu)| cells(gpu)[i].2 > 0.0)).collect();
-    for (name, gpu) in &rows {
-        let _ = write!(page, r#"<tr><th scope="row">{}</th><td class="wide-cell">"#, Text(name));
-        stacked_bar(page, &cells(gpu));
-        let _ = write!(
-            page,
-            r#"</td><td data-name="useful">{}</td><td data-name="busy">{}</td></tr>"#,
-            Text(share(gpu.useful_ratio)),
-            Text(percent(gpu.busy_ratio))
-        );
-    }
-    page.push_str("</tbody></table></div>");
-    let legend: Vec<_> = cells(rows[0].1).into_iter().zip(used).filter(|(_, used)| *used).map(|(cell, _)| cell).collect();
-    keys(page, &legend);
-}
-
-/// Parts of a whole as one bar.
-fn stacked_bar(page: &mut String, parts: &[(&str, u8, f64)]) {
-    let mut from = 0.0;
-    let mut places = Vec::with_capacity(parts.len());
-    for (_, slot, ratio) in parts {
-        places.push((*slot, from, from + ratio.max(0.0)));
-        from += ratio.max(0.0);
-    }
-    let shown = parts.iter().filter(|(_, _, ratio)| *ratio > 0.0);
-    let label = shown.map(|(name, _, ratio)| format!("{name} {}", percent(*ratio))).collect::<Vec<_>>().join(", ");
-    bar(page, &label, &places, None);
-}
-
-/// Names and shares of the parts of the first bar.
-fn keys(page: &mut String, parts: &[(&str, u8, f64)]) {
-    page.push_str(r#"<ul class="keys">"#);
-    for (name, slot, ratio) in parts {
-        let _ = write!(
-            page,
-            r#"<li class="key"><span class="swatch c{slot}"></span>{} <b>{}</b></li>"#,
-            Text(name),
-            Text(percent(*ratio))
-        );
-    }
-    page.push_str("</ul>");
-}
-
-fn partition_over_time(id: &str, timeline: &[GpuPoint]) -> Chart {
-    let group = timeline.len().div_ceil(MOST_POINTS).max(1);
-    let figures: [(&str, u8, fn(&GpuPoint) -> f64); 7] = [
-        ("prefill", slot::BLUE, |p| p.prefill_ratio),
-        ("decode", slot::GREEN, |p| p.decode_ratio),
-        ("recompute", slot::AMBER, |p| p.recompute_ratio),
-        ("storage stall", slot::VERMILION, |p| p.storage_stall_ratio),
-        ("transfer stall", slot::PURPLE, |p| p.transfer_stall_ratio),
-        ("no work", slot::GRAY, |p| p.no_work_ratio),
-        ("down", slot::DARK, |p| p.down_ratio),
-    ];
-    let series: Vec<Series> = figures
-        .into_iter()
-        .map(|(name, slot, figure)| {
-            // Steps are equally long, so the mean of their shares is the share of their sum.
-            let mean = |c: &[GpuPoint]| (c[0].t_s, Some(c.iter().map(figure).sum::<f64>() / c.len() as f64));
-            solid(name, slot, timeline.chunks(group).map(mean).collect())
-        })
-        .filter(|s| values(std::slice::from_ref(s)).any(|v| v > 0.0))
-        .collect();
-    let note = "Share of all workers' time in each step.".to_owned();
-    let (scale, unit) = (Scale::Linear, Unit::Ratio);
-    let mut chart = over_time(format!("{id}-gpu"), "GPU time over time", note, scale, unit, "GPU time", series);
-    chart.y = Axis::fixed(Unit::Ratio, 0.0, 1.0);
-    chart.stacked = true;
-    chart
-}
-
 fn baselines(kv: &Kv) -> Vec<(&'static str, u8, &Baseline)> {
     let all = [
         ("no cache", slot::VERMILION, &kv.baselines.no_cache),
@@ -407,7 +279,7 @@ fn baselines(kv: &Kv) -> Vec<(&'static str, u8, &Baseline)> {
     all.into_iter().filter_map(|(name, slot, b)| b.as_ref().map(|b| (name, slot, b))).collect()
 }
 
-fn of_kv(page: &mut String, id: &str, kv: &Kv) {
+fn of_kv(page: &mut String, id: &str, kv: &Kv, most_points: usize) {
     page.push_str(r#"<dl class="tiles">"#);
     let ttft = &kv.ttft.summary;
     tile(page, "Time to first token, p99", &nanos(ttft.p99_ns), &format!("p50 {}", nanos(ttft.p50_ns)));
@@ -431,7 +303,7 @@ fn of_kv(page: &mut String, id: &str, kv: &Kv) {
     tables::baselines(page, kv, &others);
 
     page.push_str(r#"<div class="charts">"#);
-    partition_over_time(id, &kv.timeline).figure(page);
+    partition_over_time(id, &kv.timeline, most_points).figure(page);
     let mut series = vec![solid("this run", slot::BLUE, ladder(&kv.ttft))];
     for (name, slot, baseline) in &others {
         series.push(Series { dashed: true, ..solid(*name, *slot, ladder(&baseline.ttft)) });
@@ -439,10 +311,10 @@ fn of_kv(page: &mut String, id: &str, kv: &Kv) {
     series.retain(|s| s.points.len() > 1);
     let note = "The same trace on other storage, in virtual time: dashed.".to_owned();
     percentiles(format!("{id}-ttft"), "Time to first token against the baselines", note, "TTFT", series).figure(page);
+    waterfall(page, kv);
     break_even(id, kv).figure(page);
     page.push_str("</div>");
 
-    waterfall(page, kv);
     let tiers = kv.hits_by_tier;
     let all = (tiers.g1 + tiers.g2 + tiers.g3 + tiers.g4 + tiers.miss) as f64;
     if all > 0.0 {
@@ -470,9 +342,10 @@ fn break_even(id: &str, kv: &Kv) -> Chart {
     let series = vec![Series { shaded: true, ..solid("break-even", slot::BLUE, points) }];
     let x = Axis::over(Scale::Log, Unit::Count, abscissas(&series));
     let y = Axis::over(Scale::Log, Unit::BytesPerSecond, values(&series));
-    let note = "Above the curve one load of so many tokens beats computing them; in the shaded part, or where there is no \
+    let note =
+        "Above the curve one load of so many tokens beats computing them; in the shaded part, or where there is no \
                 curve, computing wins."
-        .to_owned();
+            .to_owned();
     Chart {
         id: format!("{id}-break-even"),
         title: "Load or recompute".to_owned(),
@@ -495,10 +368,13 @@ fn steps(page: &mut String, title: &str, note: &str, parts: &[(&str, u8, &Latenc
     }
     let _ = write!(
         page,
-        r#"<h3>{}</h3><p class="fine">{}</p><div class="scroll"><table class="bars"><caption>{}</caption><thead><tr><th scope="col">part</th><th scope="col" class="wide-cell">of the mean</th><th scope="col">mean</th><th scope="col">p50</th><th scope="col">p99</th></tr></thead><tbody>"#,
+        concat!(
+            r#"<figure><figcaption><h3>{0}</h3><p>{1}</p></figcaption><table class="bars"><caption class="unseen">{0}</caption>"#,
+            r#"<thead><tr><th scope="col">part</th><th scope="col" class="wide-cell">of the mean</th><th scope="col">mean</th>"#,
+            r#"<th scope="col">p50</th><th scope="col">p99</th></tr></thead><tbody>"#
+        ),
         Text(title),
-        Text(note),
-        Text(title)
+        Text(note)
     );
     let mut from = 0.0;
     for ((name, slot, latency), mean) in parts.iter().zip(&means) {
@@ -514,7 +390,7 @@ fn steps(page: &mut String, title: &str, note: &str, parts: &[(&str, u8, &Latenc
         );
         from = to;
     }
-    page.push_str("</tbody></table></div>");
+    page.push_str("</tbody></table></figure>");
 }
 
 fn waterfall(page: &mut String, kv: &Kv) {
@@ -530,14 +406,15 @@ fn waterfall(page: &mut String, kv: &Kv) {
     steps(page, "Where time to first token goes", note, &parts);
 }
 
-fn of_rag(page: &mut String, id: &str, rag: &Rag) {
+fn of_rag(page: &mut String, id: &str, rag: &Rag, most_points: usize) {
     page.push_str(r#"<dl class="tiles">"#);
     let aside = format!("{} of {} completed", count(rag.completed), count(rag.queries));
     tile(page, "Queries", &format!("{}/s", number(rag.queries_per_s)), &aside);
     let (retrieve, ttft) = (&rag.retrieve.summary, &rag.ttft.summary);
     tile(page, "Retrieve, p50", &nanos(retrieve.p50_ns), &format!("p99 {}", nanos(retrieve.p99_ns)));
     tile(page, "Time to first token, p50", &nanos(ttft.p50_ns), &format!("p99 {}", nanos(ttft.p99_ns)));
-    let recall = rag.recall_ratio.map_or_else(|| "recall not measured".to_owned(), |r| format!("recall {}", percent(r)));
+    let recall =
+        rag.recall_ratio.map_or_else(|| "recall not measured".to_owned(), |r| format!("recall {}", percent(r)));
     tile(page, "Retrieve share of TTFT", &share(rag.retrieve_share_ratio), &recall);
     page.push_str("</dl>");
     if let Some(ratio) = rag.retrieve_share_ratio.filter(|r| r.is_finite()) {
@@ -548,12 +425,14 @@ fn of_rag(page: &mut String, id: &str, rag: &Rag) {
     }
     partition(page, &[("this run", &rag.gpu)]);
     page.push_str(r#"<div class="charts">"#);
-    let mut series =
-        vec![solid("retrieve", slot::VERMILION, ladder(&rag.retrieve)), solid("first token", slot::BLUE, ladder(&rag.ttft))];
+    let mut series = vec![
+        solid("retrieve", slot::VERMILION, ladder(&rag.retrieve)),
+        solid("first token", slot::BLUE, ladder(&rag.ttft)),
+    ];
     series.retain(|s| s.points.len() > 1);
     let note = "From a query's arrival to all its passages fetched, and to its first token.".to_owned();
     percentiles(format!("{id}-rag"), "Retrieve and first token by percentile", note, "latency", series).figure(page);
-    partition_over_time(id, &rag.timeline).figure(page);
+    partition_over_time(id, &rag.timeline, most_points).figure(page);
     page.push_str("</div>");
     tables::rag_details(page, rag);
     tables::inputs(page, &rag.inputs);

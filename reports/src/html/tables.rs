@@ -9,18 +9,20 @@ use gpufeed_schema::{
 };
 
 use super::escape::Text;
+use super::member::capitalized;
+use crate::claims::figure as in_unit;
 use crate::figures::{DASH, count, errors, nanos, number, or_dash, percent, rate, share, size};
 
-/// Opens a table that scrolls inside its own container. Columns after `left` are figures.
-fn open(page: &mut String, caption: &str, sortable: bool, columns: &[&str], left: usize) {
+/// Opens a table that scrolls inside its own container. Columns but those in `texts` are figures.
+fn open(page: &mut String, caption: &str, sortable: bool, columns: &[&str], texts: &[usize]) {
     let class = if sortable { r#" class="sortable""# } else { "" };
     let _ = write!(
         page,
-        r#"<div class="scroll" tabindex="0" role="region" aria-label="{0}"><table{class}><caption>{0}</caption><thead><tr>"#,
+        r#"<div class="scroll" tabindex="0" role="group" aria-label="{0}"><table{class}><caption>{0}</caption><thead><tr>"#,
         Text(caption)
     );
     for (i, column) in columns.iter().enumerate() {
-        let class = if i < left { r#" class="text""# } else { "" };
+        let class = if texts.contains(&i) { r#" class="text""# } else { "" };
         let _ = write!(page, r#"<th scope="col"{class}>{}</th>"#, Text(column));
     }
     page.push_str("</tr></thead><tbody>");
@@ -78,7 +80,7 @@ pub(super) fn operations(page: &mut String, operations: &[Operation]) {
         "slip p99",
         "first byte p50",
     ];
-    open(page, "Operations", true, &columns, 2);
+    open(page, "Operations", true, &columns, &[0, 1]);
     for o in operations {
         head(page, &o.op);
         words(page, &o.carrier);
@@ -110,7 +112,7 @@ pub(super) fn operations(page: &mut String, operations: &[Operation]) {
     close(page);
     let failed: Vec<&Operation> = operations.iter().filter(|o| errors(o) > 0).collect();
     if !failed.is_empty() {
-        open(page, "Errors by kind", false, &["operation", "kind", "count"], 2);
+        open(page, "Errors by kind", false, &["operation", "kind", "count"], &[0, 1]);
         for o in failed {
             for (kind, n) in o.errors.iter().filter(|(_, n)| **n > 0) {
                 head(page, &o.op);
@@ -131,7 +133,7 @@ pub(super) fn epochs(page: &mut String, epochs: &[Epoch]) {
         n if n > MOST => format!("Epochs (the last {MOST} of {n})"),
         _ => "Epochs".to_owned(),
     };
-    open(page, &caption, true, &["epoch", "steps", "utilization", "duration", "samples/s", "complete"], 0);
+    open(page, &caption, true, &["epoch", "steps", "utilization", "duration", "samples/s", "complete"], &[0]);
     for e in &epochs[epochs.len().saturating_sub(MOST)..] {
         head(page, &e.epoch.to_string());
         sorted(page, Some(e.steps as f64), &count(e.steps));
@@ -146,7 +148,7 @@ pub(super) fn epochs(page: &mut String, epochs: &[Epoch]) {
 
 /// Checkpoints written and restored.
 pub(super) fn checkpoint(page: &mut String, checkpoint: &Checkpoint) {
-    open(page, "Checkpoints", false, &["", "count", "size", "slowest rank", "throughput"], 1);
+    open(page, "Checkpoints", false, &["", "count", "size", "slowest rank", "throughput"], &[0]);
     for (name, part) in [("write", &checkpoint.write), ("restore", &checkpoint.read)] {
         let Some(part) = part else { continue };
         let slowest = format!("{} s", number(part.duration_s));
@@ -160,19 +162,27 @@ pub(super) fn baselines(page: &mut String, kv: &Kv, others: &[(&'static str, u8,
     if others.is_empty() {
         return;
     }
-    let columns =
-        ["storage", "TTFT p50", "TTFT p99", "output tokens/s", "requests/s in the SLO", "tokens not prefilled", "storage stall"];
-    open(page, "The same trace on other storage", true, &columns, 1);
-    let mut one = |name: &str, ttft: &gpufeed_schema::Latency, tokens: f64, goodput: f64, hits: Option<f64>, stall: f64| {
-        head(page, name);
-        sorted(page, ttft.p50_ns.map(|v| v as f64), &nanos(ttft.p50_ns));
-        sorted(page, ttft.p99_ns.map(|v| v as f64), &nanos(ttft.p99_ns));
-        sorted(page, Some(tokens), &number(tokens));
-        sorted(page, Some(goodput), &number(goodput));
-        sorted(page, hits, &share(hits));
-        sorted(page, Some(stall), &percent(stall));
-        page.push_str("</tr>");
-    };
+    let columns = [
+        "storage",
+        "TTFT p50",
+        "TTFT p99",
+        "output tokens/s",
+        "requests/s in the SLO",
+        "tokens not prefilled",
+        "storage stall",
+    ];
+    open(page, "The same trace on other storage", true, &columns, &[0]);
+    let mut one =
+        |name: &str, ttft: &gpufeed_schema::Latency, tokens: f64, goodput: f64, hits: Option<f64>, stall: f64| {
+            head(page, name);
+            sorted(page, ttft.p50_ns.map(|v| v as f64), &nanos(ttft.p50_ns));
+            sorted(page, ttft.p99_ns.map(|v| v as f64), &nanos(ttft.p99_ns));
+            sorted(page, Some(tokens), &number(tokens));
+            sorted(page, Some(goodput), &number(goodput));
+            sorted(page, hits, &share(hits));
+            sorted(page, Some(stall), &percent(stall));
+            page.push_str("</tr>");
+        };
     let (tokens, goodput) = (kv.output_tokens_per_s, kv.goodput_per_s);
     one("this run", &kv.ttft.summary, tokens, goodput, kv.token_hit_ratio, kv.gpu.storage_stall_ratio);
     for (name, _, b) in others {
@@ -185,11 +195,12 @@ pub(super) fn baselines(page: &mut String, kv: &Kv, others: &[(&'static str, u8,
 /// Figures of a KV run that have no chart.
 pub(super) fn kv_details(page: &mut String, kv: &Kv) {
     page.push_str("<details><summary>All figures of this run</summary>");
-    open(page, "Requests and tokens", false, &["figure", "value"], 1);
+    open(page, "Requests and tokens", false, &["figure", "value"], &[0]);
     let workers = format!("{} × {} × {}", kv.workers, kv.tp, kv.gpu_kind);
     let block = format!("{} tokens, {}", count(kv.block_tokens), size(kv.block_bytes));
     let goal = |name: &str, ns: Option<u64>| ns.map(|_| format!("{name} ≤ {}", nanos(ns)));
-    let goals: Vec<String> = [goal("TTFT", kv.slo.ttft_ns), goal("TPOT", kv.slo.tpot_ns)].into_iter().flatten().collect();
+    let goals: Vec<String> =
+        [goal("TTFT", kv.slo.ttft_ns), goal("TPOT", kv.slo.tpot_ns)].into_iter().flatten().collect();
     let recomputed: u64 = kv.recomputed_tokens.values().sum();
     let mut rows = vec![
         ("model".to_owned(), kv.model.clone()),
@@ -230,7 +241,7 @@ pub(super) fn kv_details(page: &mut String, kv: &Kv) {
 /// Figures of a RAG run that have no chart.
 pub(super) fn rag_details(page: &mut String, rag: &Rag) {
     page.push_str("<details><summary>All figures of this run</summary>");
-    open(page, "Queries and bytes", false, &["figure", "value"], 1);
+    open(page, "Queries and bytes", false, &["figure", "value"], &[0]);
     let mut rows = vec![
         ("queries", count(rag.queries)),
         ("completed", count(rag.completed)),
@@ -261,7 +272,7 @@ pub(super) fn inputs(page: &mut String, inputs: &BTreeMap<String, String>) {
         return;
     }
     page.push_str("<details><summary>Inputs of the GPU model and their sources</summary>");
-    open(page, "Inputs of the GPU model", false, &["input", "value and source"], 2);
+    open(page, "Inputs of the GPU model", false, &["input", "value and source"], &[0, 1]);
     for (name, value) in inputs {
         head(page, name);
         words(page, value);
@@ -273,7 +284,13 @@ pub(super) fn inputs(page: &mut String, inputs: &BTreeMap<String, String>) {
 
 /// Vendors' claims.
 pub(super) fn claims(page: &mut String, claims: &[Claim]) {
-    open(page, "Claims held against this run", false, &["claim", "outcome", "measured", "needed", "source"], 2);
+    open(
+        page,
+        "Claims held against this run",
+        false,
+        &["claim", "outcome", "measured", "needed", "note and source"],
+        &[0, 1, 4],
+    );
     for claim in claims {
         let (class, word) = match claim.status {
             ClaimStatus::Met => ("good", "met"),
@@ -282,9 +299,10 @@ pub(super) fn claims(page: &mut String, claims: &[Claim]) {
         };
         head(page, &claim.text);
         let _ = write!(page, r#"<td class="text"><span class="chip {class}">{word}</span></td>"#);
-        figure(page, &or_dash(claim.measured, number));
-        figure(page, &number(claim.threshold));
-        words(page, &claim.source);
+        figure(page, &claim.measured.map_or_else(|| DASH.to_owned(), |v| in_unit(v, &claim.unit)));
+        figure(page, &in_unit(claim.threshold, &claim.unit));
+        let note = claim.note.as_ref().map(|note| format!("{}; ", capitalized(note))).unwrap_or_default();
+        words(page, &format!("{note}{}", claim.source));
         page.push_str("</tr>");
     }
     close(page);
@@ -292,7 +310,7 @@ pub(super) fn claims(page: &mut String, claims: &[Claim]) {
 
 /// What members did to each other.
 pub(super) fn interference(page: &mut String, rows: &[Interference]) {
-    open(page, "Interference: mixed ÷ alone", true, &["member", "figure", "alone", "mixed", "ratio"], 2);
+    open(page, "Interference: mixed ÷ alone", true, &["member", "figure", "alone", "mixed", "ratio"], &[0, 1]);
     for r in rows {
         head(page, &r.member);
         words(page, &r.metric);
@@ -308,7 +326,7 @@ pub(super) fn interference(page: &mut String, rows: &[Interference]) {
 pub(super) fn validity(page: &mut String, checks: &[Validity]) {
     let mut checks: Vec<&Validity> = checks.iter().collect();
     checks.sort_by_key(|c| std::cmp::Reverse(c.status));
-    open(page, "Checks of the measurement itself", false, &["check", "outcome", "detail"], 3);
+    open(page, "Checks of the measurement itself", false, &["check", "outcome", "detail"], &[0, 1, 2]);
     for check in checks {
         let (class, word) = match check.status {
             ValidityStatus::Ok => ("good", "holds"),
@@ -326,7 +344,7 @@ pub(super) fn validity(page: &mut String, checks: &[Validity]) {
 
 /// The machines.
 pub(super) fn hosts(page: &mut String, hosts: &[Host]) {
-    open(page, "Hosts", false, &["processor", "cores", "memory", "kernel", "facts"], 1);
+    open(page, "Hosts", false, &["processor", "cores", "memory", "kernel", "facts"], &[0, 3, 4]);
     for host in hosts {
         head(page, &host.cpu_model);
         figure(page, &count(host.cores.into()));
@@ -342,7 +360,7 @@ pub(super) fn hosts(page: &mut String, hosts: &[Host]) {
 /// The processes, and how near their limits they were.
 pub(super) fn clients(page: &mut String, clients: &[Client]) {
     let columns = ["process", "cores", "CPU", "waited for CPU", "stolen", "ceiling", "ceiling ops/s", "peak memory"];
-    open(page, "Processes and their own limits", false, &columns, 1);
+    open(page, "Processes and their own limits", false, &columns, &[0]);
     for c in clients {
         let cells = [
             count(c.cores.into()),
