@@ -4,7 +4,6 @@
 //! `cargo bench -p gpufeed-transports --bench bare_loop [-- ROUNDS]`
 
 #![expect(clippy::print_stdout, reason = "prints what it measured")]
-#![expect(missing_docs, reason = "a bench has no API")]
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -93,7 +92,8 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 fn show(bytes: u64, connections: usize, pairs: &[(Figures, Figures)]) {
     println!("\n{} KiB, {connections} connections", bytes >> 10);
     let gib = |f: &Figures| f.requests * bytes as f64 / f64::from(1 << 30);
-    let lines: [(&str, &dyn Fn(&Figures) -> f64); 5] = [
+    type Line<'a> = (&'a str, &'a dyn Fn(&Figures) -> f64);
+    let lines: [Line<'_>; 5] = [
         ("requests/s", &|f| f.requests / f.wall_s),
         ("GiB/s", &|f| gib(f) / f.wall_s),
         ("CPU µs/request", &|f| f.cpu_s / f.requests * 1e6),
@@ -243,7 +243,7 @@ fn serve() {
                 async move { Ok::<_, Infallible>(Response::new(Full::new(body))) }
             });
             let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
-            tokio::task::spawn_local(async { serving.await });
+            tokio::task::spawn_local(serving);
         }
     });
 }

@@ -289,7 +289,7 @@ impl Temporary {
         self.kept = matches!(condition, Condition::Always);
         if self.store.fsync == Fsync::Always {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let parent = parent.map_or_else(|| Path::new("."), |parent| parent);
+            let parent = parent.unwrap_or_else(|| Path::new("."));
             rustix::fs::fsync(rustix::fs::openat(dir, parent, flags, Mode::empty())?)?;
         }
         Ok(())
