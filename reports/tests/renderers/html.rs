@@ -1,10 +1,10 @@
 //! The HTML report is well formed, self-contained, small and harmless.
 
-mod fixtures;
-
 use std::collections::BTreeSet;
 
 use gpufeed_schema::RunReport;
+
+use crate::fixtures;
 
 fn html(report: &RunReport) -> String {
     let mut bytes = Vec::new();

@@ -1,10 +1,10 @@
 //! What limited a run, held against injected conditions; claims and sentences.
 
-mod fixtures;
-
 use gpufeed_reports::claims;
 use gpufeed_reports::verdict::{Inputs, headline, sentence, verdict};
 use gpufeed_schema::{ClaimStatus, ClosedOrOpen, Member, Verdict};
+
+use crate::fixtures;
 
 /// A client with room, against storage that gives less than it could.
 fn idle() -> Inputs {

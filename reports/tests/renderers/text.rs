@@ -1,9 +1,9 @@
 //! Terminal tables, CSV, Markdown, and reading reports back.
 
-mod fixtures;
-
 use gpufeed_reports::{csv, markdown, read, terminal};
 use gpufeed_schema::RunReport;
+
+use crate::fixtures;
 
 const PLAIN: terminal::Style = terminal::Style { color: false, ascii: false };
 
