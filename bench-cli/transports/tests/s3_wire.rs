@@ -308,11 +308,11 @@ async fn what_cannot_be_reached_is_named_with_the_way_out() {
     ] {
         let endpoint = endpoint.parse().expect("a URI");
         let config = S3Config { endpoints: vec![endpoint], ..config(free) };
-        let said = transport(&config).err().expect("refused").to_string();
+        let said = transport(&config).expect_err("refused").to_string();
         assert!(said.contains(wrong), "{said}");
     }
     let config = S3Config { addressing: Addressing::VirtualHost, ..config(free) };
-    let said = transport(&config).err().expect("refused").to_string();
+    let said = transport(&config).expect_err("refused").to_string();
     assert!(said.contains("needs a host name"), "{said}");
 }
 
