@@ -164,6 +164,7 @@ pub fn run_on<W: Workload, S: Storage>(
         sequence: 0,
         lanes,
         now: Tick::ZERO,
+        p99: None,
     };
     let mut validity = Vec::new();
     let mut interrupted = false;
@@ -286,6 +287,7 @@ struct Simulation<'a, W, S> {
     sequence: u64,
     lanes: usize,
     now: Tick,
+    p99: Option<Duration>,
 }
 
 impl<W: Workload, S: Storage> Simulation<'_, W, S> {
@@ -408,7 +410,15 @@ impl<W: Workload, S: Storage> Simulation<'_, W, S> {
         }
     }
 
-    fn show(&self, watch: &Watch) {
+    fn show(&mut self, watch: &Watch) {
+        // During an automatic warm-up the summaries are its to read.
+        if self.window.from() != Tick(u64::MAX)
+            && let Some(collector) = &mut self.recorder.exchange_mut().collector
+        {
+            while let Some(summary) = collector.summary() {
+                self.p99 = summary.p99.or(self.p99);
+            }
+        }
         let recorder = &self.recorder;
         watch.show(&Progress {
             phase: self.window.phase(self.now),
@@ -416,7 +426,7 @@ impl<W: Workload, S: Storage> Simulation<'_, W, S> {
             ops: recorder.ops,
             bytes: recorder.bytes,
             errors: recorder.errors,
-            p99: None,
+            p99: self.p99,
             done_ratio: self.brain.machine().progress(),
         });
     }

@@ -40,6 +40,8 @@ const BLOCKS: usize = 2;
 const LOOK: Duration = Duration::from_millis(10);
 /// How far ahead a change of phase is announced, so that every core knows of it before it comes.
 const AHEAD: Duration = Duration::from_millis(30);
+/// What a core says that ended because of another.
+const OTHER: &str = "another core ended early";
 /// Failures without a success that may mean a dead target.
 const HOPELESS: u64 = 8;
 
@@ -246,7 +248,7 @@ struct Control<'a> {
     start: Tick,
     steady: Option<(SteadyState, Tick)>,
     running: usize,
-    ended: Vec<Box<Ended>>,
+    ended: Vec<Ended>,
     interrupted: bool,
     /// Successes so far, and when that number last grew.
     last_success: (u64, Tick),
@@ -318,18 +320,17 @@ impl Control<'_> {
                     match ended {
                         Ok(mut ended) => {
                             if let Some(finished) = ended.finished.take() {
-                                let details = finished.details.values().flatten();
-                                self.first_detail = self.first_detail.take().or(details.cloned().next());
+                                let mut details = finished.details.values().flatten();
+                                self.first_detail = self.first_detail.take().or(details.next().cloned());
                                 collector.absorb_last(finished);
                             }
-                            self.ended.push(ended);
+                            self.ended.push(*ended);
                         }
                         Err(error) => {
                             // The first error is the cause; later ones follow from it.
-                            let follows = matches!(&self.first_error, Some(_));
-                            if !follows
-                                || matches!(&self.first_error, Some(RunError::Internal(words)) if words.starts_with("another core"))
-                            {
+                            let follows =
+                                |known: &RunError| matches!(known, RunError::Internal(words) if words == OTHER);
+                            if self.first_error.as_ref().is_none_or(follows) {
                                 self.first_error = Some(error);
                             }
                             self.shared.closing.store(true, Relaxed);
@@ -344,10 +345,10 @@ impl Control<'_> {
             }
             while let Some(summary) = collector.summary() {
                 self.p99 = summary.p99.or(self.p99);
-                if let Some((state, _)) = self.steady.as_mut().filter(|_| summary.phase == Phase::WarmUp) {
-                    if state.add(summary.bytes.max(summary.ops) as f64) {
-                        self.end_warm_up(true);
-                    }
+                if let Some((state, _)) = self.steady.as_mut().filter(|_| summary.phase == Phase::WarmUp)
+                    && state.add(summary.bytes.max(summary.ops) as f64)
+                {
+                    self.end_warm_up(true);
                 }
             }
             self.look();

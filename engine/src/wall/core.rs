@@ -13,10 +13,10 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use super::CoreSlot;
 use super::desk::{Conductor, Desk, Link, Outpost};
 use super::shared::{Ended, Report, Shared};
 use super::station::{ByChannel, Station, beat};
+use super::{CoreSlot, OTHER};
 use crate::brain::Brain;
 use crate::cpu;
 use crate::measured::RunError;
@@ -157,7 +157,7 @@ impl<W: Workload + 'static> Core<'_, W> {
                 desk.ring_all();
                 tasks.shutdown().await;
                 if ended.is_ok() && shared.fatal.load(Relaxed) {
-                    ended = Err(RunError::Internal("another core ended early".to_owned()));
+                    ended = Err(RunError::Internal(OTHER.to_owned()));
                 }
                 ended?;
                 let brain = Rc::try_unwrap(desk).map_err(|_| left_behind())?.into_brain();
