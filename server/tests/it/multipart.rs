@@ -54,7 +54,7 @@ async fn parts_become_an_object() {
     let missing = CompletedPart::builder().part_number(9).e_tag("\"00\"").build();
     assert_eq!(refusal(complete(parts([missing])).send().await), refused("InvalidPart", 400));
     let whole = complete(parts(done)).if_none_match("*").send().await.expect("complete");
-    let digests: Vec<u8> = pieces.iter().flat_map(|piece| Md5::digest(piece)).collect();
+    let digests: Vec<u8> = pieces.iter().flat_map(Md5::digest).collect();
     let tag = format!("\"{}-3\"", hex::encode(Md5::digest(&digests)));
     assert_eq!(whole.e_tag(), Some(tag.as_str()));
 
