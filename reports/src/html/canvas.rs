@@ -229,7 +229,7 @@ impl DrawingBackend for Canvas<'_> {
 
 /// Width of a tick label in drawing units, on the generous side.
 pub(super) fn text_width(text: &str) -> i32 {
-    text.chars().count() as i32 * 13 * UNIT / 2
+    text.chars().count() as i32 * 15 * UNIT / 2
 }
 
 #[cfg(test)]

@@ -284,7 +284,8 @@ pub(super) fn bar(page: &mut String, label: &str, parts: &[(u8, f64, f64)], mark
     drop(root);
     let _ = write!(
         page,
-        r#"<svg class="bar" viewBox="0 0 1000 20" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>"#,
+        r#"<svg class="{}" viewBox="0 0 1000 20" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>"#,
+        if parts.len() > 1 { "bar parts" } else { "bar" },
         Text(label),
         body.into_inner()
     );
