@@ -1,3 +1,7 @@
 //! Will this storage keep these GPUs fed?
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    gpufeed::main()
+}

@@ -7,7 +7,8 @@
 /// Inputs of the iteration formula for one model on one kind of GPU at one tensor-parallel width.
 ///
 /// Symbols of the formula are named in each field's comment.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CostModel {
     /// `L`: transformer layers.
     pub layers: u32,

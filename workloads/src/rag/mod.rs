@@ -65,6 +65,8 @@ pub struct RagPlan {
     pub embed: Duration,
     /// Time to rank what the posting lists gave, emulated.
     pub rerank: Duration,
+    /// Text before every key.
+    pub prefix: String,
     /// Most reads in flight.
     pub lanes: usize,
     /// Emulated inference workers.
@@ -373,11 +375,11 @@ impl Machine for Rag {
 impl Workload for Rag {
     fn names(&self) -> Names {
         let space = |before: &str, digits, after: &str| Space {
-            before: before.to_owned(),
+            before: format!("{}{before}", self.corpus.plan.prefix),
             after: after.to_owned(),
             style: KeyStyle::Index(digits),
         };
-        Names { spaces: vec![space("rag/index/segment_", 6, ".ivf"), space("rag/passages/", 8, ".txt")] }
+        Names { spaces: vec![space("index/segment_", 6, ".ivf"), space("passages/", 8, ".txt")] }
     }
 
     fn dataset(&self) -> Dataset {

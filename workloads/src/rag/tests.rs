@@ -44,6 +44,7 @@ fn plan(trace: Trace) -> RagPlan {
         bytes_per_token: 4.0,
         embed: Duration::from_nanos(EMBED),
         rerank: Duration::from_nanos(RERANK),
+        prefix: "rag/".to_owned(),
         lanes: 64,
         workers: 1,
         cost: Arc::new(llama_8b_h100()),

@@ -1,0 +1,240 @@
+//! Defaults of KV-cache offload and RAG.
+
+use std::time::Duration;
+
+use gpufeed_profiles::units::{Bytes, parse_duration};
+use gpufeed_profiles::{Engine, Exists as ClientExists, Gpu, Model, Overrides};
+use gpufeed_workloads::inference::CostModel;
+use gpufeed_workloads::kv::{Exists, KvSpec, LoadPolicy, Routing};
+use gpufeed_workloads::rag::{IndexPlan, QueryArrivals};
+use gpufeed_workloads::trace::{Kind, Synth};
+
+use super::{apply, bounded_by_work, own_settings, prefix, timed};
+use crate::args::{InferenceArgs, KvArgs, LoadPolicyArg, RagArgs, RoutingArg, SharedArgs};
+use crate::exit::{OrUsage, usage};
+use crate::plan::{KvPlan, MemberPlan, RagPlan, RagSpec, SpecPlan, TargetPlan, TracePlan};
+
+const DURATION: Duration = Duration::from_secs(60);
+/// Length of each member of `run quick`.
+const QUICK: Duration = Duration::from_secs(15);
+/// Reads a RAG run may have in flight.
+const RAG_LANES: usize = 64;
+
+/// Model, GPU and engine of a run, with what an iteration costs on them.
+struct Served {
+    model: Model,
+    gpu: Gpu,
+    engine: Engine,
+    cost: CostModel,
+}
+
+fn served(args: &InferenceArgs, set: &[&str]) -> anyhow::Result<Served> {
+    let overrides = Overrides::parse(set).or_usage()?;
+    let model = gpufeed_profiles::model(&args.model, &overrides).or_usage()?;
+    let gpu = gpufeed_profiles::gpu(&args.gpu, &overrides).or_usage()?;
+    let engine = gpufeed_profiles::engine("vllm", &overrides).or_usage()?;
+    if args.tp == 0 || args.workers == 0 {
+        return Err(usage("--tp and --workers must be at least 1"));
+    }
+    let cost = CostModel::from_profiles(&model, &gpu, &engine, args.tp, model.weight_dtype, model.kv_dtype);
+    Ok(Served { model, gpu, engine, cost })
+}
+
+fn window(args: &InferenceArgs) -> anyhow::Result<Option<(f64, f64)>> {
+    let Some(text) = &args.window else { return Ok(None) };
+    let form = || usage(format!("--window {text} is not FROM..TO: write it like 0s..10m"));
+    let (from, to) = text.split_once("..").ok_or_else(form)?;
+    let at = |text: &str, default: Duration| match text.trim() {
+        "" => Ok(default),
+        text => parse_duration(text).map_err(|_| form()),
+    };
+    let (from, to) = (at(from, Duration::ZERO)?, at(to, Duration::MAX)?);
+    if from >= to {
+        return Err(usage(format!("--window {text} is empty: its end must be after its start")));
+    }
+    Ok(Some((from.as_secs_f64(), to.as_secs_f64().min(1e12))))
+}
+
+fn trace(args: &InferenceArgs, synth: Synth) -> anyhow::Result<TracePlan> {
+    let window_s = window(args)?;
+    Ok(match &args.trace {
+        Some(path) => TracePlan::File { path: path.clone(), window_s },
+        None if window_s.is_some() => return Err(usage("--window cuts a trace file: give --trace too")),
+        None => TracePlan::Synth(synth),
+    })
+}
+
+/// Conversations that keep `workers` about `load` busy if nothing were cached, by the cost model's own prefill time.
+fn fitting(served: &Served, workers: u32, load: f64, length: Duration, seed: u64) -> Synth {
+    let mut synth = Synth { seed, ..Synth::preset(Kind::MultiTurn) };
+    let turns = synth.turns.mean();
+    // Each turn's prompt carries the ones before it: on average half of the conversation.
+    let added = synth.input_tokens.mean() + synth.output_tokens.mean();
+    let prompt = synth.system_prompt_tokens.mean() + added * turns.max(1.0);
+    let seconds = served.cost.prefill_ns(0, prompt as u64, served.engine.max_batched_tokens) / 1e9;
+    let requests_per_s = load * f64::from(workers) / seconds;
+    synth.sessions_per_s = requests_per_s / turns;
+    synth.sessions = ((synth.sessions_per_s * length.as_secs_f64()).ceil() as u32).max(4);
+    synth
+}
+
+/// `run kv`.
+pub(super) fn kv(args: &KvArgs, target: &TargetPlan) -> anyhow::Result<MemberPlan> {
+    let (own, others) = own_settings(&args.shared.set, "kv");
+    let served = served(&args.inference, &others)?;
+    let client = gpufeed_profiles::kv_client(&args.client, &Overrides::parse(&others).or_usage()?).or_usage()?;
+    let length = args.shared.duration.unwrap_or(DURATION);
+    let synth = fitting(&served, args.inference.workers, 0.7, length, args.shared.seed);
+    let trace = trace(&args.inference, synth)?;
+    let spec = KvSpec {
+        model: served.model.name.clone(),
+        gpu: served.gpu.name.clone(),
+        workers: args.inference.workers,
+        routing: match args.routing {
+            RoutingArg::RoundRobin => Routing::RoundRobin,
+            RoutingArg::LeastLoaded => Routing::LeastLoaded,
+            RoutingArg::KvAware => Routing::KvAware,
+        },
+        max_num_batched_tokens: served.engine.max_batched_tokens,
+        max_num_seqs: u32::try_from(served.engine.max_sequences).unwrap_or(u32::MAX),
+        gpu_memory_utilization: served.engine.hbm_utilization_ratio,
+        g2_bytes: args.host_cache,
+        load: match args.load_policy {
+            LoadPolicyArg::Always => LoadPolicy::Always,
+            LoadPolicyArg::Never => LoadPolicy::Never,
+            LoadPolicyArg::BreakEven => LoadPolicy::BreakEven,
+        },
+        exists: match client.exists {
+            ClientExists::Head | ClientExists::HeadPerRank | ClientExists::HeadCached => Exists::Stat,
+            ClientExists::Batch => Exists::Index,
+        },
+        get_in_flight: client.in_flight,
+        put_in_flight: client.in_flight,
+        per_rank: client.per_rank,
+        block_tokens: u32::try_from(client.block_tokens).unwrap_or(u32::MAX),
+        time_scale: args.inference.time_scale,
+        rate_scale: args.inference.rate_scale,
+        slo_ttft: args.inference.slo_ttft.unwrap_or(KvSpec::default().slo_ttft),
+        slo_tpot: args.inference.slo_tpot.unwrap_or(KvSpec::default().slo_tpot),
+        prefix: prefix(target, "kv"),
+        ..KvSpec::default()
+    };
+    let spec = apply(spec, "kv", &own)?;
+    spec.check().or_usage()?;
+    check_bytes_scale(&spec, target)?;
+    let scaling = scaling(&args.inference, spec.bytes_scale);
+    let plan = KvPlan { baselines: !args.no_baselines, spec, trace, cost: served.cost };
+    let mut member = bounded_by_work(&args.shared, "kv", SpecPlan::Kv(plan));
+    member.scaling = scaling;
+    Ok(member)
+}
+
+/// The KV member of `run quick`: small GPUs, which a laptop's loopback can keep up with.
+pub(super) fn quick_kv(shared: &SharedArgs, target: &TargetPlan) -> anyhow::Result<MemberPlan> {
+    let args = KvArgs {
+        shared: shared.clone(),
+        inference: quick_inference(),
+        client: "mooncake".to_owned(),
+        host_cache: Bytes(1 << 30),
+        load_policy: LoadPolicyArg::BreakEven,
+        routing: RoutingArg::LeastLoaded,
+        no_baselines: false,
+    };
+    let shared = SharedArgs { duration: Some(shared.duration.unwrap_or(QUICK)), ..shared.clone() };
+    kv(&KvArgs { shared, ..args }, target)
+}
+
+fn quick_inference() -> InferenceArgs {
+    InferenceArgs {
+        model: "qwen2.5-7b".to_owned(),
+        gpu: "l40s".to_owned(),
+        tp: 1,
+        workers: 2,
+        rate_scale: 1.0,
+        time_scale: 1.0,
+        ..InferenceArgs::default()
+    }
+}
+
+/// `run rag`.
+pub(super) fn rag(args: &RagArgs, target: &TargetPlan) -> anyhow::Result<MemberPlan> {
+    let (own, others) = own_settings(&args.shared.set, "rag");
+    let served = served(&args.inference, &others)?;
+    let trace = trace(&args.inference, Synth { seed: args.shared.seed, ..Synth::preset(Kind::Rag) })?;
+    let arrivals = match (args.rate, &args.inference.trace) {
+        (Some(rate_per_s), _) => QueryArrivals::Poisson { rate_per_s },
+        (None, Some(_)) => QueryArrivals::Trace { speed: args.inference.rate_scale },
+        (None, None) => QueryArrivals::Poisson { rate_per_s: 4.0 * f64::from(args.inference.workers) },
+    };
+    let lists = (args.vectors as f64).sqrt().round().clamp(1.0, 65_536.0) as u32;
+    if args.nprobe == 0 || args.nprobe > lists {
+        return Err(usage(format!("--nprobe {} cannot be read from an index of {lists} lists", args.nprobe)));
+    }
+    let spec = RagSpec {
+        model: served.model.name.clone(),
+        gpu: served.gpu.name.clone(),
+        workers: args.inference.workers,
+        arrivals,
+        queries: None,
+        index: IndexPlan {
+            vectors: args.vectors,
+            dims: args.dimensions,
+            lists,
+            nprobe: args.nprobe,
+            ..IndexPlan::default()
+        },
+        bytes_per_token: 4.0,
+        embed: Duration::from_millis(5),
+        rerank: Duration::from_millis(2),
+        lanes: RAG_LANES,
+        max_num_batched_tokens: served.engine.max_batched_tokens,
+        max_num_seqs: u32::try_from(served.engine.max_sequences).unwrap_or(u32::MAX),
+        gpu_memory_utilization: served.engine.hbm_utilization_ratio,
+        block_tokens: served.engine.block_tokens,
+        time_scale: args.inference.time_scale,
+        prefix: prefix(target, "rag"),
+    };
+    let spec = apply(spec, "rag", &own)?;
+    let plan = SpecPlan::Rag(RagPlan { spec, trace, cost: served.cost });
+    let mut member = match (args.rate, &args.inference.trace) {
+        (None, Some(_)) => bounded_by_work(&args.shared, "rag", plan),
+        _ => timed(&args.shared, "rag", DURATION, plan),
+    };
+    member.warm_up = crate::plan::WarmUpPlan::Fixed(args.shared.warm_up.unwrap_or_default());
+    member.scaling = scaling(&args.inference, 1.0);
+    Ok(member)
+}
+
+/// The RAG member of `run quick`.
+pub(super) fn quick_rag(shared: &SharedArgs, target: &TargetPlan) -> anyhow::Result<MemberPlan> {
+    let shared = SharedArgs { duration: Some(shared.duration.unwrap_or(QUICK)), ..shared.clone() };
+    let args =
+        RagArgs { shared, inference: quick_inference(), rate: Some(6.0), nprobe: 8, vectors: 50_000, dimensions: 1024 };
+    rag(&args, target)
+}
+
+fn scaling(args: &InferenceArgs, bytes_scale: f64) -> Vec<String> {
+    let mut words = Vec::new();
+    if args.time_scale != 1.0 {
+        words.push(format!(
+            "time × {0}: emulated GPUs are {0} times slower and requests arrive {0} times slower, bytes are real, results are divided by {0}; fixed latencies of the target therefore weigh {0} times less than they would",
+            args.time_scale
+        ));
+    }
+    if args.rate_scale != 1.0 {
+        words.push(format!("requests arrive {} times as fast as in the trace", args.rate_scale));
+    }
+    if bytes_scale != 1.0 {
+        words.push(format!("objects are {bytes_scale} of a block's size, so storage looks faster than it is"));
+    }
+    words
+}
+
+/// Smaller objects flatter storage, so they are for targets whose speed is injected.
+fn check_bytes_scale(spec: &KvSpec, target: &TargetPlan) -> anyhow::Result<()> {
+    let shaped = matches!(target, TargetPlan::Embedded { shape, .. } if !shape.is_empty());
+    if spec.bytes_scale != 1.0 && !shaped {
+        return Err(usage("kv.bytes_scale makes storage look faster: it is for embedded targets with --shape only"));
+    }
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! `gpufeed run`: the straight line from a plan to a report.
+
+mod assemble;
+mod directory;
+mod interrupt;
+mod member;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use gpufeed_reports::{markdown, terminal, verdict};
+use gpufeed_schema::RunReport;
+
+use crate::args::{RunFormat, WorkloadArgs};
+use crate::client::Target;
+use crate::exit::Exit;
+use crate::plan::Plan;
+use crate::progress::Show;
+use crate::resolve::{Request, resolve};
+use crate::{calibrate, output};
+use assemble::Draft;
+use directory::Directory;
+use interrupt::Interrupt;
+
+/// Resolves, runs and reports.
+///
+/// # Errors
+/// One sentence: what could not be resolved, opened, prepared or written.
+pub(crate) fn run(workload: WorkloadArgs) -> anyhow::Result<Exit> {
+    let request = resolve(workload)?;
+    if request.dry_run {
+        return dry_run(&request).map(|()| Exit::Passed);
+    }
+    let directory = Directory::create(request.out.as_deref(), &request.plan)?;
+    let interrupt = Interrupt::listen();
+    let show = Show::fitting(request.quiet || request.format == RunFormat::Json);
+    let (report, failure) = measure(&request.plan, &directory, &interrupt, show);
+    if let Some(report) = &report {
+        directory.write_report(report)?;
+        print(report, &request)?;
+        if !request.quiet && request.format == RunFormat::Text {
+            output::say(&format!("report: {}", directory.file("report.html").display()));
+        }
+    } else {
+        directory.remove_if_empty();
+    }
+    match failure {
+        Some(error) => Err(error),
+        None if interrupt.asked() => Ok(Exit::Failed),
+        None => Ok(Exit::Passed),
+    }
+}
+
+/// Prints what would be done, with the size of the data set.
+fn dry_run(request: &Request) -> anyhow::Result<()> {
+    for (name, count, bytes) in member::data_sets(&request.plan)? {
+        output::say(&format!("{name}: a data set of {count} objects, {bytes}"));
+    }
+    match request.format {
+        RunFormat::Json => output::result(&(serde_json::to_string_pretty(&request.plan)? + "\n")),
+        RunFormat::Text | RunFormat::Markdown => output::result(&request.plan.to_toml()?),
+    }
+}
+
+/// Runs the members one after the other. What was measured before a failure is reported, marked as cut short.
+fn measure(
+    plan: &Plan,
+    directory: &Directory,
+    interrupt: &Arc<Interrupt>,
+    show: Show,
+) -> (Option<RunReport>, Option<anyhow::Error>) {
+    let mut draft = Draft::new(plan);
+    let mut work = || -> anyhow::Result<()> {
+        let target = Target::open(&plan.target, plan.seed).with_context(|| format!("target {}", plan.target.name()))?;
+        if !plan.target.self_test() {
+            draft.set_ceiling(calibrate::ceiling(&plan.run.cores, show)?);
+        }
+        for member in &plan.members {
+            if interrupt.asked() {
+                draft.cut_short();
+                break;
+            }
+            let stretch = member::Stretch { plan, member, target: &target, directory, interrupt, show };
+            let outcome = stretch.run().with_context(|| format!("member {}", member.name))?;
+            draft.add(member, outcome);
+        }
+        draft.note(&target);
+        Ok(())
+    };
+    match work() {
+        Ok(()) => (Some(draft.finish()), None),
+        Err(error) if draft.is_empty() => (None, Some(error)),
+        Err(error) => {
+            draft.cut_short();
+            (Some(draft.finish()), Some(error))
+        }
+    }
+}
+
+fn print(report: &RunReport, request: &Request) -> anyhow::Result<()> {
+    match request.format {
+        RunFormat::Text => output::result(&terminal::render(report, crate::report::terminal_style(true))),
+        RunFormat::Markdown => output::result(&markdown::render(report)),
+        RunFormat::Json => output::result(&(serde_json::to_string_pretty(report)? + "\n")),
+    }?;
+    if request.format == RunFormat::Json && !request.quiet {
+        output::say(&verdict::sentence(report));
+    }
+    Ok(())
+}
