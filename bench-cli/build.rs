@@ -9,12 +9,9 @@ fn main() {
     };
     let commit = git(&["rev-parse", "--short=12", "HEAD"]).filter(|commit| !commit.is_empty());
     let commit = commit.unwrap_or_else(|| "unknown".to_owned());
-    #[expect(clippy::print_stdout, reason = "this is how a build script speaks to cargo")]
-    {
-        println!("cargo::rustc-env=GPUFEED_COMMIT={commit}");
-        if let Some(head) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
-            println!("cargo::rerun-if-changed=../{head}");
-        }
-        println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rustc-env=GPUFEED_COMMIT={commit}");
+    if let Some(head) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
+        println!("cargo::rerun-if-changed={head}");
     }
+    println!("cargo::rerun-if-changed=build.rs");
 }

@@ -152,10 +152,6 @@ impl Draft {
     /// The report, with what is judged over all members.
     pub(super) fn finish(mut self) -> RunReport {
         let report = &mut self.report;
-        let joined = |hashes: &[String]| match hashes {
-            [one] => one.clone(),
-            many => format!("{:016x}", xxh3_64(many.concat().as_bytes())),
-        };
         report.run.plan_hash = joined(&self.plan_hashes);
         report.run.issued_hash = self.issued_hashes.as_deref().filter(|hashes| !hashes.is_empty()).map(joined);
         report.clients = clients(&self.cpu, &self.server_cpu, self.server, self.ceiling);
@@ -171,6 +167,14 @@ impl Draft {
         }
         report.claims = claims::check(report, &gpufeed_profiles::claims());
         self.report
+    }
+}
+
+/// The hash of several members; that of one is its own.
+fn joined(hashes: &[String]) -> String {
+    match hashes {
+        [one] => one.clone(),
+        many => format!("{:016x}", xxh3_64(many.concat().as_bytes())),
     }
 }
 

@@ -38,7 +38,6 @@ impl Interrupt {
         this
     }
 
-    #[expect(clippy::exit, reason = "a second Ctrl-C ends the program at once, whatever it is doing")]
     fn ask(&self) {
         if self.asked.swap(true, Ordering::Relaxed) {
             output::say("gpufeed: ended at once; nothing more is written");
