@@ -7,7 +7,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use gpufeed_profiles::storage::{Fault, ShapedOp};
@@ -28,6 +28,7 @@ use crate::connection::{Connection, Watched};
 use crate::inbound::Inbound;
 use crate::operation::Operation;
 use crate::outbound::{BodyFault, Books, Finish, Outbound, Pace, Source};
+use crate::s3::express::Express;
 use crate::s3::read::{self, Answer, AnswerBody};
 use crate::s3::{Send, Wire};
 use crate::shape::{Shaping, Verdict};
@@ -43,6 +44,7 @@ const HEADER_FIELDS: usize = 128;
 pub(crate) struct Core<S> {
     pub(crate) wire: Arc<Wire<S>>,
     pub(crate) service: S3Service,
+    pub(crate) express: Express,
     pub(crate) shaping: Option<Arc<Shaping>>,
     pub(crate) waits: Rc<Waits>,
     pub(crate) books: Rc<Books>,
@@ -123,7 +125,7 @@ impl<S: Store> Core<S> {
             })
         });
         let head = parts.method == Method::HEAD;
-        let finish = Finish {
+        let mut finish = Finish {
             books: Rc::clone(&self.books),
             connection: Rc::clone(&connection),
             operation,
@@ -131,6 +133,7 @@ impl<S: Store> Core<S> {
             status: 0,
             bytes_in: announced(&parts.headers),
             bytes_out: 0,
+            fault: "",
             request: noted,
         };
         drop(target);
@@ -144,6 +147,7 @@ impl<S: Store> Core<S> {
         }
         let answer = match verdict {
             Some(Verdict { fault: Some(Fault::Error(status)), .. }) => {
+                finish.fault = "error";
                 Inbound::new(body, Arc::clone(&connection.progress)).drain(u64::MAX).await;
                 self.injected(status, head)
             }
@@ -192,6 +196,13 @@ impl<S: Store> Core<S> {
             ));
         }
         let (parts, body) = request.into_parts();
+        if body.is_end_stream()
+            && let Some(target) = self.wire.target(&parts.uri, &parts.headers)
+            && self.wire.is_path_style()
+            && self.express.admits(&parts, SystemTime::now())
+        {
+            return self.response(self.wire.read(&target, parts.uri.query(), &parts.headers, head));
+        }
         let (body, rest) = if body.is_end_stream() {
             (s3s::Body::empty(), None)
         } else {
@@ -259,6 +270,7 @@ impl<S: Store> Core<S> {
             let succeeded = answer.status().is_success();
             match (wrong, len) {
                 (Some(Fault::Error(status)), _) if succeeded => {
+                    finish.fault = "error";
                     answer = self.injected(status, head);
                     len = length(&answer, head);
                     self.waits.until(last).await;
@@ -269,6 +281,11 @@ impl<S: Store> Core<S> {
                         Some(Fault::Corrupt) if succeeded => Some(BodyFault::Corrupt(len / 2)),
                         Some(Fault::Short) if succeeded => Some(BodyFault::Short(len / 2)),
                         _ => None,
+                    };
+                    finish.fault = match fault {
+                        None => "",
+                        Some(BodyFault::Corrupt(_)) => "corrupt",
+                        Some(BodyFault::Short(_)) => "short",
                     };
                     self.waits.until(first).await;
                     pace = (last > first).then(|| Box::new(Pace::new(&self.waits, first, last, len)));

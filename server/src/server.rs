@@ -321,6 +321,7 @@ async fn run_core<S: Store>(
     let core = Rc::new(Core {
         wire: Arc::clone(&plan.wire),
         service: s3::service(&plan.wire, &plan.keys),
+        express: s3::express::Express::new(&plan.keys),
         shaping: plan.shaping.clone(),
         waits,
         books: Core::<S>::books(&plan.counts[index], plan.log.clone().map(Log::new)),

@@ -7,6 +7,7 @@ mod buckets;
 mod combine;
 mod conditions;
 mod error;
+pub(crate) mod express;
 mod intake;
 mod listing;
 mod multipart;
@@ -41,6 +42,11 @@ impl<S> Wire<S> {
     pub(crate) fn new(store: Arc<S>, config: &Config) -> Self {
         let domains = config.domains.iter().map(|domain| format!(".{}", domain.to_ascii_lowercase())).collect();
         Self { store, etag: config.etag, body_bytes: config.limits.body_bytes, domains }
+    }
+
+    /// Whether buckets are in the path only.
+    pub(crate) fn is_path_style(&self) -> bool {
+        self.domains.is_empty()
     }
 }
 
