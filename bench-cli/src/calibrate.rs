@@ -129,8 +129,8 @@ fn rates(
         keep_data: true,
     };
     let machines = Ops::split(&spec, run.cores.len())?;
-    if let Some(first) = machines.first() {
-        data::prepare(target, &run, 0, &first.names(), &first.dataset(), &Watch::new())?;
+    if let (Some(first), Some(dataset)) = (machines.first(), data::needed(&machines)) {
+        data::prepare(target, &run, 0, &first.names(), &dataset, &Watch::new())?;
     }
     let settings = Settings {
         cores: run.cores.iter().take(machines.len()).map(|core| Some(*core)).collect(),

@@ -129,6 +129,8 @@ impl Target {
         };
         block_on(async {
             let session = access.session().await?;
+            // Before the endpoint is asked, so that missing keys are not taken for a fault of its.
+            session.keys().await?;
             let control = Control::new(&session, bucket)?;
             let check = tokio::time::timeout(FIRST_ANSWER, control.check()).await;
             check.map_err(|_| no_answer("the target"))??;

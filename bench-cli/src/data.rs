@@ -97,8 +97,8 @@ pub(crate) fn clean_up(target: &Target, workload_names: &Names) -> anyhow::Resul
     Ok(removed)
 }
 
-/// Whether `workload` needs anything before it starts.
-pub(crate) fn needed<W: Workload>(workload: &W) -> Option<(Names, Dataset)> {
-    let dataset = workload.dataset();
-    (dataset.count() > 0).then(|| (workload.names(), dataset))
+/// What the machines of all cores together need before they start, if anything.
+pub(crate) fn needed<W: Workload>(machines: &[W]) -> Option<Dataset> {
+    let dataset = Dataset { runs: machines.iter().flat_map(|machine| machine.dataset().runs).collect() };
+    (dataset.count() > 0).then_some(dataset)
 }

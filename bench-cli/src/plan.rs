@@ -252,8 +252,9 @@ impl Plan {
         let at = path.display();
         let text =
             std::fs::read_to_string(path).map_err(|error| usage(format!("cannot read the plan {at}: {error}")))?;
-        let plan: Self =
-            toml::from_str(&text).map_err(|error| usage(format!("{at} is not a plan: {}", error.message())))?;
+        let plan: Self = toml::from_str(&text).map_err(|error| {
+            usage(format!("{at}{} is no part of a plan: {}", line_of(&text, &error), error.message()))
+        })?;
         if plan.plan_version != PLAN_VERSION {
             return Err(usage(format!(
                 "{at} has plan version {}, this program reads {PLAN_VERSION}: use the release that wrote it",
@@ -262,6 +263,12 @@ impl Plan {
         }
         Ok(plan)
     }
+}
+
+/// The line an error lies in, as words.
+fn line_of(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    before.map_or_else(String::new, |before| format!(" line {}", before.matches('\n').count() + 1))
 }
 
 /// Whether a target is on this machine and made for tests, so that the run judges the tool and not a product.

@@ -7,6 +7,7 @@ mod training;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use gpufeed_profiles::Overrides;
 use gpufeed_profiles::storage::Shape;
 use gpufeed_profiles::units::Bytes;
 
@@ -41,6 +42,12 @@ pub(crate) struct Request {
 /// # Errors
 /// One sentence of usage: what makes no sense, and the way out.
 pub(crate) fn resolve(workload: WorkloadArgs) -> anyhow::Result<Request> {
+    match &workload {
+        WorkloadArgs::Training(args) => sections("training", &args.shared.set, &["training"])?,
+        WorkloadArgs::Kv(args) => sections("kv", &args.shared.set, &["model", "gpu", "engine", "kv-client", "kv"])?,
+        WorkloadArgs::Rag(args) => sections("rag", &args.shared.set, &["model", "gpu", "engine", "rag"])?,
+        WorkloadArgs::Quick(_) | WorkloadArgs::Ops(_) | WorkloadArgs::Plan(_) => {}
+    }
     match workload {
         WorkloadArgs::Quick(args) => {
             let mut shared = args.shared;
@@ -75,6 +82,21 @@ pub(crate) fn resolve(workload: WorkloadArgs) -> anyhow::Result<Request> {
             request("rag", args.shared, target, members)
         }
         WorkloadArgs::Plan(words) => again(&words),
+    }
+}
+
+/// Refuses `--set` of a section that exists but means nothing to a workload, rather than losing it.
+fn sections(workload: &str, set: &[String], taken: &[&str]) -> anyhow::Result<()> {
+    let section = |text: &str| text.split(['.', '=']).next().unwrap_or_default().trim().to_owned();
+    match set
+        .iter()
+        .find(|text| Overrides::SECTIONS.contains(&section(text).as_str()) && !taken.contains(&section(text).as_str()))
+    {
+        None => Ok(()),
+        Some(text) => Err(usage(format!(
+            "--set {text} changes nothing in `run {workload}`: it takes {}",
+            taken.iter().map(|name| format!("{name}.key=value")).collect::<Vec<_>>().join(", ")
+        ))),
     }
 }
 
@@ -119,6 +141,9 @@ fn request(
     }
     if shared.op_timeout.is_zero() {
         return Err(usage("a time-out of zero fails every operation: give --op-timeout at least 1ms"));
+    }
+    if shared.threads == Some(0) {
+        return Err(usage("no client threads do nothing: give --threads at least 1"));
     }
     let cores = host::cores();
     let cores = match &target {

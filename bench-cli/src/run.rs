@@ -7,9 +7,9 @@ mod member;
 
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use gpufeed_reports::{markdown, terminal, verdict};
-use gpufeed_schema::RunReport;
+use gpufeed_schema::{RunReport, ValidityStatus};
 
 use crate::args::{RunFormat, WorkloadArgs};
 use crate::client::Target;
@@ -36,8 +36,10 @@ pub(crate) fn run(workload: WorkloadArgs) -> anyhow::Result<Exit> {
     let show = Show::fitting(request.quiet || request.format == RunFormat::Json);
     let (report, failure) = measure(&request.plan, &directory, &interrupt, show);
     if let Some(report) = &report {
-        directory.write_report(report)?;
-        print(report, &request)?;
+        // What was measured is shown even where it cannot be kept.
+        let written = directory.write_report(report);
+        let printed = print(report, &request);
+        written.and(printed)?;
         if !request.quiet && request.format == RunFormat::Text {
             output::say(&format!("report: {}", directory.file("report.html").display()));
         }
@@ -47,8 +49,17 @@ pub(crate) fn run(workload: WorkloadArgs) -> anyhow::Result<Exit> {
     match failure {
         Some(error) => Err(error),
         None if interrupt.asked() => Ok(Exit::Failed),
-        None => Ok(Exit::Passed),
+        None => report.as_ref().map_or(Ok(Exit::Passed), ended),
     }
+}
+
+/// How a run ends that nobody cut short: well, unless its target died on it.
+fn ended(report: &RunReport) -> anyhow::Result<Exit> {
+    if !report.interrupted {
+        return Ok(Exit::Passed);
+    }
+    let why = report.validity.iter().find(|check| check.status == ValidityStatus::Fail);
+    bail!("{}", why.map_or("the run was cut short; results are partial", |check| check.detail.as_str()))
 }
 
 /// Prints what would be done, with the size of the data set.

@@ -26,6 +26,9 @@ pub(crate) fn run(command: TraceCommand) -> anyhow::Result<()> {
             let info = info(&load(&file)?, &lru);
             output::result(&if json { to_json(&info)? } else { to_text(&info) })
         }
+        TraceCommand::Synth { kind, set, .. } if set.iter().any(|change| change == "help") => {
+            output::result(&parameters(&Synth::preset(kind.parse().or_usage()?))?)
+        }
         TraceCommand::Synth { kind, set, seed, out } => write(&synth(&kind, &set, seed)?, out),
         TraceCommand::Convert { file, out } => write(&load(&file)?, out),
         TraceCommand::Window { file, from, to, out } => write(&cut(&load(&file)?, from, to)?, out),
@@ -71,6 +74,25 @@ pub(crate) fn synth(kind: &str, set: &[String], seed: u64) -> anyhow::Result<Tra
         synth.set(name.trim(), value.trim()).or_usage()?;
     }
     synth.trace().or_usage()
+}
+
+/// Every parameter of a preset with its value, as `--set` takes them.
+fn parameters(synth: &Synth) -> anyhow::Result<String> {
+    fn lines(name: &str, value: &serde_json::Value, text: &mut String) {
+        match value {
+            serde_json::Value::Object(parts) => {
+                for (part, value) in parts {
+                    let name = if name.is_empty() { part.clone() } else { format!("{name}.{part}") };
+                    lines(&name, value, text);
+                }
+            }
+            serde_json::Value::Null => {}
+            value => text.push_str(&format!("{name}={value}\n")),
+        }
+    }
+    let mut text = String::new();
+    lines("", &serde_json::to_value(synth)?, &mut text);
+    Ok(text)
 }
 
 fn write(trace: &Trace, out: Option<PathBuf>) -> anyhow::Result<()> {

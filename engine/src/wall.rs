@@ -205,15 +205,9 @@ pub fn run<T: Transport, W: Workload + 'static>(
     })
 }
 
-/// One hash for a machine or several, in order.
+/// One hash for a machine or several: a sum, so that how many cores share the work does not change it.
 fn plan_hash<W: Workload>(machines: &[&W]) -> String {
-    let hash = match machines {
-        [one] => one.plan_hash(),
-        several => several.iter().fold(several.len() as u64, |hash, machine| {
-            (hash.rotate_left(23) ^ machine.plan_hash()).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        }),
-    };
-    format!("{hash:016x}")
+    format!("{:016x}", machines.iter().fold(0_u64, |sum, machine| sum.wrapping_add(machine.plan_hash())))
 }
 
 /// Splits `lanes` over `cores`, the first ones getting what is left over.

@@ -2,6 +2,8 @@
 
 use std::time::SystemTime;
 
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::{Credentials as SdkCredentials, ProvideCredentials, SharedCredentialsProvider};
@@ -67,7 +69,10 @@ impl Access {
             .http_client(crate::http::client(&tls)?)
             .retry_config(RetryConfig::disabled());
         if let Some(profile) = &self.aws_profile {
-            loader = loader.profile_name(profile);
+            // A profile that was asked for goes before keys that happen to be in the environment, as in the AWS CLI.
+            let config = ProviderConfig::without_region().with_http_client(crate::http::client(&tls)?);
+            let keys = ProfileFileCredentialsProvider::builder().profile_name(profile).configure(&config).build();
+            loader = loader.profile_name(profile).credentials_provider(keys);
         }
         if let Some(region) = &self.region {
             loader = loader.region(Region::new(region.clone()));

@@ -11,7 +11,7 @@ use gpufeed_engine::watch::{Phase, Watch};
 use gpufeed_profiles::units::Bytes;
 use gpufeed_schema::{ClosedOrOpen, Section};
 use gpufeed_workloads::inference::Limits;
-use gpufeed_workloads::kv::{Kv, Requests, Window, fill_baselines};
+use gpufeed_workloads::kv::{Kv, KvError, Requests, Window, fill_baselines};
 use gpufeed_workloads::machine::Workload;
 use gpufeed_workloads::ops::Ops;
 use gpufeed_workloads::rag::{Rag, RagPlan as RagMachinePlan};
@@ -113,10 +113,11 @@ impl Stretch<'_> {
             Machines::One(machine) => Some(machine),
         };
         let (names, load) = first.map(|m| (m.names(), m.load())).context("there is no machine to run")?;
-        let prepared = match first.and_then(data::needed) {
-            Some((names, dataset)) => Some(self.prepare(&names, &dataset)?),
-            None => None,
+        let dataset = match &machines {
+            Machines::PerCore(machines) => data::needed(machines),
+            Machines::One(machine) => data::needed(std::slice::from_ref(machine)),
         };
+        let prepared = dataset.map(|dataset| self.prepare(&names, &dataset)).transpose()?;
         let cores = match &machines {
             Machines::PerCore(machines) => machines.len(),
             Machines::One(_) => run.cores.len(),
@@ -289,6 +290,16 @@ fn requests(plan: &KvPlan) -> anyhow::Result<Arc<Requests>> {
 fn rag(plan: &RagPlan, seed: u64) -> anyhow::Result<Rag> {
     let spec = &plan.spec;
     let room = plan.cost.hbm_blocks(spec.gpu_memory_utilization, spec.max_num_batched_tokens, spec.block_tokens);
+    if room == 0 {
+        return Err(KvError::ModelTooBig {
+            model: spec.model.clone(),
+            gpu: spec.gpu.clone(),
+            tp: plan.cost.tp,
+            weights: Bytes(plan.cost.weight_bytes_per_rank as u64),
+            memory: Bytes(plan.cost.hbm_bytes as u64),
+        })
+        .or_usage();
+    }
     let inputs = [("model", &spec.model), ("gpu", &spec.gpu)].map(|(name, value)| (name.to_owned(), value.clone()));
     Rag::new(RagMachinePlan {
         trace: Arc::new(load_trace(&plan.trace)?),
@@ -324,7 +335,7 @@ pub(super) fn data_sets(plan: &Plan) -> anyhow::Result<Vec<(String, u64, Bytes)>
         let dataset = match &member.spec {
             SpecPlan::Ops(spec) => Ops::split(spec, 1).or_usage()?.first().map(Workload::dataset).unwrap_or_default(),
             SpecPlan::Training(spec) => Training::new(spec.clone()).or_usage()?.dataset(),
-            SpecPlan::Kv(_) => gpufeed_workloads::machine::Dataset::default(),
+            SpecPlan::Kv(kv) => Kv::new(kv.spec.clone(), kv.cost.clone(), requests(kv)?).or_usage()?.dataset(),
             SpecPlan::Rag(rag_plan) => rag(rag_plan, plan.seed)?.dataset(),
         };
         Ok((member.name.clone(), dataset.count(), Bytes(dataset.bytes())))
