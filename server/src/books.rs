@@ -65,6 +65,8 @@ pub(crate) struct Served {
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     pub(crate) duration: Duration,
+    /// What the shape made go wrong: `error`, `corrupt`, `short`, or nothing.
+    pub(crate) fault: &'static str,
 }
 
 impl Counts {
@@ -150,9 +152,10 @@ struct Line<'a> {
     status: u16,
     bytes: u64,
     duration_ns: u64,
+    fault: &'static str,
 }
 
-const CSV_HEADER: &str = "time_unix_ns,wire,op,bucket,key,range,status,bytes,duration_ns\n";
+const CSV_HEADER: &str = "time_unix_ns,wire,op,bucket,key,range,status,bytes,duration_ns,fault\n";
 
 /// A field of a CSV line, quoted where it must be (RFC 4180).
 fn field(out: &mut Vec<u8>, text: &str) {
@@ -235,6 +238,7 @@ impl Log {
             status: served.status,
             bytes: if served.bytes_in > 0 { served.bytes_in } else { served.bytes_out },
             duration_ns: nanos(served.duration),
+            fault: served.fault,
         };
         let mut buffer = self.buffer.borrow_mut();
         // Writing to memory cannot fail.
@@ -249,7 +253,7 @@ impl Log {
                     field(&mut buffer, text);
                     buffer.push(b',');
                 }
-                let _ = writeln!(buffer, "{},{},{}", line.status, line.bytes, line.duration_ns);
+                let _ = writeln!(buffer, "{},{},{},{}", line.status, line.bytes, line.duration_ns, line.fault);
             }
         }
         let full = buffer.len() >= LOG_BUFFER_BYTES;
@@ -287,6 +291,7 @@ mod tests {
             bytes_in: 0,
             bytes_out: 10,
             duration: Duration::from_micros(micros),
+            fault: "",
         };
         let cores = [Arc::new(Counts::default()), Arc::new(Counts::default())];
         cores[0].add(&served(50));

@@ -112,6 +112,8 @@ pub(crate) struct Finish {
     pub(crate) status: u16,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
+    /// What the shape made go wrong, in the log's words.
+    pub(crate) fault: &'static str,
     pub(crate) request: Option<Box<Request>>,
 }
 
@@ -124,6 +126,7 @@ impl Drop for Finish {
             bytes_in: self.bytes_in,
             bytes_out: self.bytes_out,
             duration: self.arrived.elapsed(),
+            fault: self.fault,
         };
         self.books.counts.add(&served);
         if let (Some(log), Some(request)) = (&self.books.log, &self.request) {

@@ -170,7 +170,7 @@ async fn requests_are_counted_and_logged() {
     tokio::task::spawn_blocking(move || server.shutdown(Duration::from_secs(5))).await.expect("shutdown");
     let text = std::fs::read_to_string(&path).expect("a log");
     let lines: Vec<_> = text.lines().collect();
-    assert_eq!(lines[0], "time_unix_ns,wire,op,bucket,key,range,status,bytes,duration_ns");
+    assert_eq!(lines[0], "time_unix_ns,wire,op,bucket,key,range,status,bytes,duration_ns,fault");
     let quoted = "data,\"a,\"\"b\"\"\"";
     assert!(lines[1].contains(&format!(",s3,put,{quoted},,200,1000,")), "{}", lines[1]);
     assert!(lines[2].contains(&format!(",s3,get,{quoted},bytes=10-109,206,100,")), "{}", lines[2]);
