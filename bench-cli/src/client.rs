@@ -20,14 +20,15 @@ use gpufeed_workloads::op::ErrorKind;
 
 use crate::embedded::Embedded;
 use crate::exit::usage;
+use crate::host;
 use crate::plan::TargetPlan;
 
 /// Bucket of an embedded target.
 const EMBEDDED_BUCKET: &str = "gpufeed";
 /// Longest time a target may take to answer the first question.
 const FIRST_ANSWER: Duration = Duration::from_secs(20);
-/// Most memory of one core's payload buffers.
-const ARENA_BYTES: usize = 1 << 30;
+/// Most memory of all payload buffers, as a share of the machine's.
+const ARENA_SHARE: u64 = 8;
 
 /// A target that answers.
 #[derive(Debug)]
@@ -215,7 +216,8 @@ impl Target {
 /// Payload buffers of one core, in bounded memory: an operation that finds none free makes its payload while sending.
 fn arena(slot: &CoreSlot) -> Result<Arena, OpError> {
     let buf_bytes = usize::try_from(slot.buffer_bytes).unwrap_or(usize::MAX).max(4096);
-    let count = slot.buffers.min((ARENA_BYTES / buf_bytes).max(2));
+    let room = usize::try_from(host::memory_bytes() / ARENA_SHARE).unwrap_or(usize::MAX) / slot.cores.max(1);
+    let count = slot.buffers.min((room / buf_bytes).max(2));
     Arena::new(buf_bytes, count).map_err(|error| OpError::new(ErrorKind::Io, error.to_string()))
 }
 

@@ -9,7 +9,6 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Looks at this machine.
 pub(crate) fn look() -> Host {
     let system = rustix::system::uname();
-    let info = rustix::system::sysinfo();
     let mut facts = BTreeMap::new();
     let mut fact = |name: &str, value: Option<String>| {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
@@ -27,7 +26,7 @@ pub(crate) fn look() -> Host {
         kernel: system.release().to_string_lossy().into_owned(),
         cpu_model: cpu_field("model name").or_else(|| cpu_field("CPU part")).unwrap_or_else(|| "unknown".to_owned()),
         cores: u32::try_from(cores().len()).unwrap_or(u32::MAX),
-        memory_bytes: (info.totalram as u64).saturating_mul(u64::from(info.mem_unit)),
+        memory_bytes: memory_bytes(),
         facts,
     }
 }
@@ -36,6 +35,12 @@ pub(crate) fn look() -> Host {
 pub(crate) fn fingerprint(host: &Host) -> String {
     let text = format!("{} {} {} {} {:?}", host.kernel, host.cpu_model, host.cores, host.memory_bytes, host.facts);
     format!("{:016x}", xxh3_64(text.as_bytes()))
+}
+
+/// Physical memory.
+pub(crate) fn memory_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    (info.totalram as u64).saturating_mul(u64::from(info.mem_unit))
 }
 
 /// Processors this process may use, in order.

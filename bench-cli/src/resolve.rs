@@ -202,7 +202,7 @@ fn target(shared: &SharedArgs) -> anyhow::Result<TargetPlan> {
     .to_owned();
     Ok(match target {
         Target::Embedded { store } => {
-            let memory = Bytes(host::look().memory_bytes / MEMORY_SHARE);
+            let memory = Bytes(host::memory_bytes() / MEMORY_SHARE);
             TargetPlan::Embedded {
                 store: store.to_owned(),
                 capacity: memory,

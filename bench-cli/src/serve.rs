@@ -10,6 +10,7 @@ use gpufeed_server::config::{
     AccessLog, Config, DEFAULT_ACCESS_KEY, DEFAULT_SECRET_KEY, EtagKind, Key, LogFormat, StoreKind, Tls,
 };
 use rustix::process::{Signal, set_parent_process_death_signal};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{ServeArgs, StoreArg};
 use crate::embedded::Ready;
@@ -93,8 +94,8 @@ fn child() -> anyhow::Result<()> {
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).context("cannot read the configuration")?;
     let config: Config = serde_json::from_str(&line).context("cannot read the configuration")?;
-    // Ctrl-C reaches the whole group: the parent ends this process when it has drained.
-    ignore_interrupts();
+    // Ctrl-C and a time-out's SIGTERM reach the whole group: the parent ends this process when it has drained.
+    ignore_signals();
     let running = Server::start(config)?;
     let ready = Ready { s3: running.s3_addr };
     output::result(&(serde_json::to_string(&ready)? + "\n"))?;
@@ -103,20 +104,23 @@ fn child() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn ignore_interrupts() {
+fn ignore_signals() {
     std::thread::spawn(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let Ok(runtime) = runtime else { return };
         runtime.block_on(async {
-            use tokio::signal::unix::{SignalKind, signal};
-            let Ok(mut interrupts) = signal(SignalKind::interrupt()) else { return };
-            while interrupts.recv().await.is_some() {}
+            let (Ok(mut interrupts), Ok(mut ends)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            else {
+                return;
+            };
+            loop {
+                tokio::select! { _ = interrupts.recv() => {}, _ = ends.recv() => {} }
+            }
         });
     });
 }
 
 async fn told_to_end() -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     tokio::select! {
         _ = terminate.recv() => Ok(()),

@@ -7,7 +7,7 @@ use gpufeed_profiles::{Engine, Exists as ClientExists, Gpu, Model, Overrides};
 use gpufeed_workloads::inference::CostModel;
 use gpufeed_workloads::kv::{Exists, KvSpec, LoadPolicy, Routing};
 use gpufeed_workloads::rag::{IndexPlan, QueryArrivals};
-use gpufeed_workloads::trace::{Kind, Synth};
+use gpufeed_workloads::trace::{Kind, Spread, Synth};
 
 use super::{apply, bounded_by_work, own_settings, prefix, timed};
 use crate::args::{InferenceArgs, KvArgs, LoadPolicyArg, RagArgs, RoutingArg, SharedArgs};
@@ -17,6 +17,8 @@ use crate::plan::{KvPlan, MemberPlan, RagPlan, RagSpec, SpecPlan, TargetPlan, Tr
 const DURATION: Duration = Duration::from_secs(60);
 /// Length of each member of `run quick`.
 const QUICK: Duration = Duration::from_secs(15);
+/// KV blocks in GPU memory of each worker of `run quick`.
+const QUICK_G1_BLOCKS: u64 = 32;
 /// Reads a RAG run may have in flight.
 const RAG_LANES: usize = 64;
 
@@ -129,19 +131,39 @@ pub(super) fn kv(args: &KvArgs, target: &TargetPlan) -> anyhow::Result<MemberPla
     Ok(member)
 }
 
-/// The KV member of `run quick`: small GPUs, which a laptop's loopback can keep up with.
+/// The KV member of `run quick`: small GPUs, which a laptop's loopback can keep up with, and short answers, so that many
+/// requests fit into it.
 pub(super) fn quick_kv(shared: &SharedArgs, target: &TargetPlan) -> anyhow::Result<MemberPlan> {
+    let shared = SharedArgs { duration: Some(shared.duration.unwrap_or(QUICK)), ..shared.clone() };
     let args = KvArgs {
         shared: shared.clone(),
         inference: quick_inference(),
         client: "mooncake".to_owned(),
-        host_cache: Bytes(1 << 30),
+        host_cache: Bytes(3 << 29),
         load_policy: LoadPolicyArg::BreakEven,
         routing: RoutingArg::LeastLoaded,
         no_baselines: false,
     };
-    let shared = SharedArgs { duration: Some(shared.duration.unwrap_or(QUICK)), ..shared.clone() };
-    kv(&KvArgs { shared, ..args }, target)
+    let mut member = kv(&args, target)?;
+    if let SpecPlan::Kv(plan) = &mut member.spec {
+        let synth = Synth {
+            seed: shared.seed,
+            sessions_per_s: 1.5,
+            sessions: (1.5 * shared.duration.unwrap_or(QUICK).as_secs_f64()).ceil() as u32,
+            turns: Spread::Geometric(5.0),
+            system_prompt_tokens: Spread::Fixed(3072.0),
+            input_tokens: Spread::LogNormal(500.0, 0.8),
+            output_tokens: Spread::LogNormal(24.0, 0.6),
+            think_time_s: Spread::Exponential(1.5),
+            ..Synth::preset(Kind::MultiTurn)
+        };
+        plan.trace = TracePlan::Synth(synth);
+        plan.spec.g1_blocks = Some(QUICK_G1_BLOCKS);
+    }
+    member.scaling.push(format!(
+        "caches are small, {QUICK_G1_BLOCKS} blocks in GPU memory and 1.5 GiB of host memory for each worker, so that a short run reaches the target as a long one would"
+    ));
+    Ok(member)
 }
 
 fn quick_inference() -> InferenceArgs {
@@ -208,9 +230,20 @@ pub(super) fn rag(args: &RagArgs, target: &TargetPlan) -> anyhow::Result<MemberP
 /// The RAG member of `run quick`.
 pub(super) fn quick_rag(shared: &SharedArgs, target: &TargetPlan) -> anyhow::Result<MemberPlan> {
     let shared = SharedArgs { duration: Some(shared.duration.unwrap_or(QUICK)), ..shared.clone() };
-    let args =
-        RagArgs { shared, inference: quick_inference(), rate: Some(6.0), nprobe: 8, vectors: 50_000, dimensions: 1024 };
-    rag(&args, target)
+    let args = RagArgs {
+        shared: shared.clone(),
+        inference: quick_inference(),
+        rate: Some(5.0),
+        nprobe: 8,
+        vectors: 50_000,
+        dimensions: 1024,
+    };
+    let mut member = rag(&args, target)?;
+    if let SpecPlan::Rag(plan) = &mut member.spec {
+        let output_tokens = Spread::LogNormal(24.0, 0.6);
+        plan.trace = TracePlan::Synth(Synth { seed: shared.seed, output_tokens, ..Synth::preset(Kind::Rag) });
+    }
+    Ok(member)
 }
 
 fn scaling(args: &InferenceArgs, bytes_scale: f64) -> Vec<String> {

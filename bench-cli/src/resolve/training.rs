@@ -9,7 +9,7 @@ use super::{bounded_by_work, prefix, timed};
 use crate::args::{SharedArgs, TrainingArgs};
 use crate::exit::OrUsage;
 use crate::host;
-use crate::plan::{MemberPlan, SpecPlan, TargetPlan};
+use crate::plan::{MemberPlan, SpecPlan, TargetPlan, WarmUpPlan};
 
 const DURATION: Duration = Duration::from_secs(30);
 /// Length of each member of `run quick`.
@@ -32,28 +32,34 @@ pub(super) fn member(args: &TrainingArgs, target: &TargetPlan) -> anyhow::Result
     spec.epochs = args.epochs;
     spec.files = args.files.unwrap_or_else(|| files(&profile, &spec, target));
     spec.check().or_usage()?;
-    let scaling = spec.scaling(1, host::look().memory_bytes);
+    let scaling = spec.scaling(1, host::memory_bytes());
     let spec = SpecPlan::Training(spec);
     let mut member = match args.epochs {
         Some(_) => bounded_by_work(&args.shared, "training", spec),
-        None => timed(&args.shared, "training", DURATION, spec),
+        None => {
+            // Steps come in lumps of whole batches, which no detector of steady throughput can read.
+            let timed = timed(&args.shared, "training", DURATION, spec);
+            let quarter = timed.duration.unwrap_or_default() / 4;
+            MemberPlan { warm_up: WarmUpPlan::Fixed(args.shared.warm_up.unwrap_or(quarter)), ..timed }
+        }
     };
     member.scaling.extend(scaling);
     member.scaling.extend(access_note(&profile));
     Ok(member)
 }
 
-/// The training member of `run quick`: one emulated accelerator that a laptop's loopback can feed.
+/// The training member of `run quick`: emulated accelerators that a laptop's loopback can feed, reading samples of a
+/// hundred kilobytes, so that a short run has enough of them for percentiles.
 pub(super) fn quick(shared: &SharedArgs, target: &TargetPlan) -> anyhow::Result<MemberPlan> {
-    let overrides = Overrides::parse(&shared.set).or_usage()?;
-    let profile = gpufeed_profiles::training("unet3d-a100", &overrides).or_usage()?;
-    let mut spec = spec(&profile, 1, shared.seed, prefix(target, "training"));
-    spec.files = spec.files.min(56);
-    spec.check().or_usage()?;
-    let scaling = spec.scaling(1, host::look().memory_bytes);
-    let mut member = timed(shared, "training", QUICK, SpecPlan::Training(spec));
-    member.scaling.extend(scaling);
-    Ok(member)
+    let args = TrainingArgs {
+        shared: SharedArgs { duration: Some(shared.duration.unwrap_or(QUICK)), ..shared.clone() },
+        profile: "resnet50-h100".to_owned(),
+        accelerators: 4,
+        files: Some(48),
+        epochs: None,
+        readers: None,
+    };
+    member(&args, target)
 }
 
 fn spec(profile: &TrainingProfile, accelerators: u32, seed: u64, prefix: String) -> TrainingSpec {
@@ -84,7 +90,7 @@ fn spec(profile: &TrainingProfile, accelerators: u32, seed: u64, prefix: String)
 
 /// Files of the data set: MLPerf's rule where there is room for it, else what an embedded server can hold.
 fn files(profile: &TrainingProfile, spec: &TrainingSpec, target: &TargetPlan) -> u64 {
-    let rule = spec.files_by_rules(1, host::look().memory_bytes);
+    let rule = spec.files_by_rules(1, host::memory_bytes());
     let room = match target {
         TargetPlan::Embedded { store, .. } if store == "mem" => EMBEDDED_BYTES,
         TargetPlan::Embedded { .. } => SYNTH_BYTES,

@@ -34,6 +34,7 @@ pub(super) struct Metrics {
     pub(super) loaded_bytes: u64,
     pub(super) stored_bytes: u64,
     pub(super) skipped_blocks: u64,
+    pub(super) unwritten_blocks: u64,
     first_bytes: (u64, u64),
 }
 
@@ -68,6 +69,7 @@ impl Metrics {
             loaded_bytes: 0,
             stored_bytes: 0,
             skipped_blocks: 0,
+            unwritten_blocks: 0,
             first_bytes: (0, 0),
         }
     }

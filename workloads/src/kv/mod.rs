@@ -216,8 +216,12 @@ impl Kv {
                 out.wake(due.unwrap_or_default(), Wake::Worker { worker: index as u32 }.tag());
             }
         }
-        let arrived = self.next >= self.tiers.requests.list().len();
-        if arrived && self.tiers.unfinished == 0 && self.tiers.quiet() {
+        let served = self.next >= self.tiers.requests.list().len() && self.tiers.unfinished == 0;
+        if served {
+            // Nobody is left to read what still waits to be written.
+            self.tiers.drop_writes();
+        }
+        if if self.tiers.stopped { self.tiers.none_in_flight() } else { served && self.tiers.quiet() } {
             out.finish();
         }
     }
@@ -258,6 +262,7 @@ impl Kv {
             ("writes in flight per worker", spec.put_in_flight.to_string()),
             ("object", Bytes(self.tiers.object_bytes).to_string()),
             ("blocks not written, queue full", self.tiers.metrics.skipped_blocks.to_string()),
+            ("blocks not written, run over", self.tiers.metrics.unwritten_blocks.to_string()),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))

@@ -64,6 +64,24 @@ impl Tiers {
         writes.extend((0..self.ranks).map(|rank| Pending::Put { worker, id, rank }));
     }
 
+    /// Gives up the writes that were not begun.
+    pub(super) fn drop_writes(&mut self) {
+        for local in &mut self.locals {
+            for pending in local.writes.drain(..) {
+                let Pending::Put { id, .. } = pending else { continue };
+                // Objects of the block that are in flight keep their entry, as one that did not become whole.
+                let Some((ranks, good)) = self.writing.get_mut(&id) else { continue };
+                *ranks -= 1;
+                if std::mem::replace(good, false) {
+                    self.metrics.unwritten_blocks += 1;
+                }
+                if *ranks == 0 {
+                    self.writing.remove(&id);
+                }
+            }
+        }
+    }
+
     /// A write came back. The target holds a block when all its objects are written.
     pub(super) fn put_landed(&mut self, now: Tick, id: u64, outcome: &Outcome) {
         let Some((ranks, good)) = self.writing.get_mut(&id) else { return };

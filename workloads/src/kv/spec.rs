@@ -126,7 +126,7 @@ impl Default for KvSpec {
             exists: Exists::default(),
             get_in_flight: 16,
             put_in_flight: 16,
-            put_queue_blocks: 1024,
+            put_queue_blocks: 128,
             per_rank: false,
             output_blocks: OutputBlocks::default(),
             block_tokens: 512,

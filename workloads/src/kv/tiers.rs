@@ -233,9 +233,14 @@ impl Tiers {
         self.requests.blocks(&self.requests.list()[job as usize])[index as usize]
     }
 
+    /// Whether no operation is in flight.
+    pub(super) fn none_in_flight(&self) -> bool {
+        self.in_flight.len() == self.free.len()
+    }
+
     /// Whether nothing is in flight, queued or being copied.
     pub(super) fn quiet(&self) -> bool {
-        self.in_flight.len() == self.free.len()
+        self.none_in_flight()
             && self.copies.iter().all(Option::is_none)
             && self.open_copy.is_none()
             && self.locals.iter().all(|local| local.reads.is_empty() && local.writes.is_empty())
