@@ -61,7 +61,8 @@ fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
 
 /// Diagnostics of libraries, off unless `RUST_LOG` asks for them.
 fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let off = tracing_subscriber::filter::LevelFilter::OFF.into();
+    let filter = tracing_subscriber::EnvFilter::builder().with_default_directive(off).from_env_lossy();
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
 }
 

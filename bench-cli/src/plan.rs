@@ -1,5 +1,6 @@
 //! What will be done: every default resolved, printed by `--dry-run`, stored as `plan.toml`, without secrets.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -164,6 +165,8 @@ pub struct KvPlan {
     pub trace: TracePlan,
     /// What an iteration costs.
     pub cost: CostModel,
+    /// Where the figures behind that come from.
+    pub sources: BTreeMap<String, String>,
 }
 
 /// Retrieval-augmented generation.
@@ -176,6 +179,8 @@ pub struct RagPlan {
     pub trace: TracePlan,
     /// What an iteration costs.
     pub cost: CostModel,
+    /// Where the figures behind that come from.
+    pub sources: BTreeMap<String, String>,
 }
 
 /// Settings of a RAG run.

@@ -1,9 +1,10 @@
 //! Defaults of KV-cache offload and RAG.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gpufeed_profiles::units::{Bytes, parse_duration};
-use gpufeed_profiles::{Engine, Exists as ClientExists, Gpu, Model, Overrides};
+use gpufeed_profiles::{Engine, Exists as ClientExists, Gpu, Model, Overrides, Sources, source_of};
 use gpufeed_workloads::inference::CostModel;
 use gpufeed_workloads::kv::{Exists, KvSpec, LoadPolicy, Routing};
 use gpufeed_workloads::rag::{IndexPlan, QueryArrivals};
@@ -28,6 +29,22 @@ struct Served {
     gpu: Gpu,
     engine: Engine,
     cost: CostModel,
+}
+
+impl Served {
+    /// Where the figures behind the cost model come from.
+    fn sources(&self) -> BTreeMap<String, String> {
+        let of = |what: &str, sources: &Sources, keys: &[&str]| -> Vec<(String, String)> {
+            let named = |key: &&str| Some((format!("{what} {key}"), source_of(sources, key)?.to_owned()));
+            keys.iter().filter_map(named).collect()
+        };
+        let gpu = ["peak", "gemm_ratio", "attention_ratio", "weight_read_ratio", "kv_read_ratio", "host_link_bytes_per_s"];
+        let engine = ["request_time", "step_time", "launch_time", "sequence_time", "elementwise_passes"];
+        let mut all = of("gpu", &self.gpu.sources, &gpu);
+        all.extend(of("engine", &self.engine.sources, &engine));
+        all.extend(of("model", &self.model.sources, &["layers", "kv_heads"]));
+        all.into_iter().collect()
+    }
 }
 
 fn served(args: &InferenceArgs, set: &[&str]) -> anyhow::Result<Served> {
@@ -125,7 +142,8 @@ pub(super) fn kv(args: &KvArgs, target: &TargetPlan) -> anyhow::Result<MemberPla
     spec.check().or_usage()?;
     check_bytes_scale(&spec, target)?;
     let scaling = scaling(&args.inference, spec.bytes_scale);
-    let plan = KvPlan { baselines: !args.no_baselines, spec, trace, cost: served.cost };
+    let sources = served.sources();
+    let plan = KvPlan { baselines: !args.no_baselines, spec, trace, cost: served.cost, sources };
     let mut member = bounded_by_work(&args.shared, "kv", SpecPlan::Kv(plan));
     member.scaling = scaling;
     Ok(member)
@@ -217,7 +235,8 @@ pub(super) fn rag(args: &RagArgs, target: &TargetPlan) -> anyhow::Result<MemberP
         prefix: prefix(target, "rag"),
     };
     let spec = apply(spec, "rag", &own)?;
-    let plan = SpecPlan::Rag(RagPlan { spec, trace, cost: served.cost });
+    let sources = served.sources();
+    let plan = SpecPlan::Rag(RagPlan { spec, trace, cost: served.cost, sources });
     let mut member = match (args.rate, &args.inference.trace) {
         (None, Some(_)) => bounded_by_work(&args.shared, "rag", plan),
         _ => timed(&args.shared, "rag", DURATION, plan),

@@ -1,5 +1,6 @@
 //! One member of a run: its machine is made, its data prepared, and it is measured.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -81,7 +82,9 @@ impl Stretch<'_> {
             SpecPlan::Kv(plan) => self.kv(plan),
             SpecPlan::Rag(plan) => {
                 let machine = rag(plan, self.plan.seed)?;
-                self.execute(Machines::One(machine), WINDOW)
+                let mut outcome = self.execute(Machines::One(machine), WINDOW)?;
+                add_sources(&mut outcome.section, &plan.sources);
+                Ok(outcome)
             }
         }
     }
@@ -91,6 +94,7 @@ impl Stretch<'_> {
         let machine = Kv::new(plan.spec.clone(), plan.cost.clone(), Arc::clone(&requests)).or_usage()?;
         let object_bytes = machine.object_bytes().min(MOST_BUFFER);
         let mut outcome = self.execute(Machines::One(machine), object_bytes)?;
+        add_sources(&mut outcome.section, &plan.sources);
         if let Section::Kv(section) = &mut outcome.section
             && plan.baselines
             && !outcome.measured.interrupted
@@ -247,6 +251,16 @@ impl ServerUse {
         let seconds = to.checked_sub(from)?.as_secs_f64();
         (seconds > 0.0).then(|| after.saturating_sub(before).as_secs_f64() / seconds)
     }
+}
+
+/// An estimate carries its inputs, and they their sources.
+fn add_sources(section: &mut Section, sources: &BTreeMap<String, String>) {
+    let inputs = match section {
+        Section::Kv(kv) => &mut kv.inputs,
+        Section::Rag(rag) => &mut rag.inputs,
+        _ => return,
+    };
+    inputs.extend(sources.iter().map(|(figure, source)| (format!("source of {figure}"), source.clone())));
 }
 
 /// What was measured, without the machines, which have had their say.
