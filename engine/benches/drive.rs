@@ -1,17 +1,17 @@
 //! Cost of driving operations over a target that answers at once: closed loop in nanoseconds and allocations per
 //! operation, open loop at 20,000/s by schedule slip. `cargo bench -p gpufeed-engine --bench drive`.
+//!
+//! With `--count N` it makes so many operations in a closed loop and times nothing: for counting instructions.
 
 #![allow(clippy::print_stdout, missing_docs)]
 
-mod counting;
-
 use std::time::{Duration, Instant};
 
-use counting::{Counting, allocations};
 use gpufeed_engine::transport::{Clock, Data, Done, Lane, Limits, OpError, Transport};
 use gpufeed_engine::wall::{self, CoreSlot, Machines};
 use gpufeed_engine::{Measured, Settings, Watch};
 use gpufeed_io::arena::Arena;
+use gpufeed_io::counting::{Counting, allocations};
 use gpufeed_profiles::units::show_nanos;
 use gpufeed_schema::{ClosedOrOpen, Section};
 use gpufeed_workloads::machine::{Actions, Dataset, Event, Machine, Submit, Workload};
@@ -58,11 +58,17 @@ struct Load {
     gap: Option<Duration>,
     lanes: usize,
     count: u64,
+    /// Operations in all.
+    most: u64,
     stopped: bool,
 }
 
 impl Load {
     fn one(&mut self, at: Tick, out: &mut Actions) {
+        if self.count >= self.most {
+            out.finish();
+            return;
+        }
         self.count += 1;
         let op = Op::get(Key { space: 0, rank: 0, id: self.count }, 4096);
         out.submit(Submit { tag: 0, worker: 0, intended: at, op });
@@ -110,10 +116,19 @@ impl Workload for Load {
 }
 
 fn run(cores: usize, one: bool, gap: Option<Duration>, seconds: f64) -> (Measured<Load>, u64) {
-    let load = || Load { gap, lanes: 16, count: 0, stopped: false };
+    bounded(cores, one, gap, Some(Duration::from_secs_f64(seconds)), u64::MAX)
+}
+
+fn bounded(
+    cores: usize,
+    one: bool,
+    gap: Option<Duration>,
+    duration: Option<Duration>,
+    most: u64,
+) -> (Measured<Load>, u64) {
+    let load = || Load { gap, lanes: 16, count: 0, most, stopped: false };
     let machines = if one { Machines::One(load()) } else { Machines::PerCore((0..cores).map(|_| load()).collect()) };
-    let settings =
-        Settings { cores: vec![None; cores], duration: Some(Duration::from_secs_f64(seconds)), ..Settings::default() };
+    let settings = Settings { cores: vec![None; cores], duration, ..Settings::default() };
     let open = |_: CoreSlot, clock: Clock| Ok(Null(Arena::new(4096, 1).expect("small"), clock));
     let before = allocations();
     let measured = wall::run(&settings, Clock::new(Instant::now()), open, machines, &Watch::new()).expect("runs");
@@ -121,6 +136,13 @@ fn run(cores: usize, one: bool, gap: Option<Duration>, seconds: f64) -> (Measure
 }
 
 fn main() {
+    let mut words = std::env::args().skip_while(|word| word != "--count");
+    if let Some(count) = words.nth(1) {
+        let most = count.parse().expect("--count N");
+        let (measured, _) = bounded(1, false, None, None, most);
+        assert_eq!(measured.operations[0].count, most);
+        return;
+    }
     let seconds = if std::env::args().any(|arg| arg == "--bench") { 4.0 } else { 0.2 };
     let (baseline, fixed) = run(1, false, None, seconds / 2.0);
     let (closed, allocated) = run(1, false, None, seconds);

@@ -2,13 +2,11 @@
 
 #![allow(clippy::print_stdout, missing_docs)]
 
-mod counting;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use counting::{Counting, allocations};
 use gpufeed_engine::record::{Block, Exchange, Recorder, Steps, Window};
+use gpufeed_io::counting::{Counting, allocations};
 use gpufeed_workloads::machine::Submit;
 use gpufeed_workloads::op::{Carrier, Key, Op, Outcome, Tick};
 

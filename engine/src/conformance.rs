@@ -139,6 +139,8 @@ impl<T: Transport> Suite<'_, T> {
         if let Err(error) = &done.result {
             return Err(format!("{what}: {error}"));
         }
+        let carrier = self.transport.carrier().unwrap_or(done.carrier);
+        expect(done.carrier == carrier, || format!("{what}: travelled by {:?}, not {carrier:?}", done.carrier))?;
         let bytes = if op.verb == Verb::Get || op.verb.writes() { Some(op.bytes) } else { None };
         if let Some(bytes) = bytes {
             expect(done.bytes == bytes, || format!("{what}: counted {} bytes, not {bytes}", done.bytes))?;

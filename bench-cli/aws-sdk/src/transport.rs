@@ -51,6 +51,10 @@ impl SdkTransport {
     }
 }
 
+fn carrier(endpoint: &str) -> Carrier {
+    if endpoint.starts_with("http://") { Carrier::Http } else { Carrier::Https }
+}
+
 impl Transport for SdkTransport {
     type Lane = SdkLane;
 
@@ -62,13 +66,20 @@ impl Transport for SdkTransport {
         &self.arena
     }
 
+    /// What the endpoints speak, if all speak the same.
+    fn carrier(&self) -> Option<Carrier> {
+        let mut each = self.clients.iter().map(|(endpoint, _)| carrier(endpoint));
+        let first = each.next()?;
+        each.all(|other| other == first).then_some(first)
+    }
+
     async fn lane(&self) -> Result<SdkLane, OpError> {
         let turn = self.next.get();
         self.next.set(turn.wrapping_add(1));
         let (endpoint, client) = &self.clients[turn % self.clients.len()];
         Ok(SdkLane {
             client: client.clone(),
-            carrier: if endpoint.starts_with("http://") { Carrier::Http } else { Carrier::Https },
+            carrier: carrier(endpoint),
             endpoint: Rc::clone(endpoint),
             bucket: self.bucket.clone(),
             names: Arc::clone(&self.names),

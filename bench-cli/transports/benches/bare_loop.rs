@@ -1,7 +1,11 @@
-//! Client CPU per request of [`RawS3`] lanes against a bare loop: hyper and aws-sigv4 without anything around them,
-//! both against a bare hyper server in a child process on another core, in interleaved pairs.
+//! Client CPU per request of three contenders against a bare hyper server in a child process on another core, in
+//! interleaved rounds: a bare loop (hyper and aws-sigv4 without anything around them), [`RawS3`] lanes, and those lanes
+//! under the engine with its recorder, time-outs and the machine of plain load.
 //!
 //! `cargo bench -p gpufeed-transports --bench bare_loop [-- ROUNDS]`
+//!
+//! With `--only bare|raw|engine BYTES CONNECTIONS COUNT` one of them makes so many requests and nothing is timed: for
+//! counting instructions, allocations and system calls from outside.
 
 #![expect(clippy::print_stdout, reason = "prints what it measured")]
 
@@ -18,9 +22,15 @@ use aws_sigv4::http_request::{PayloadChecksumKind, SignableBody, SignableRequest
 use aws_sigv4::sign::v4;
 use bytes::Bytes;
 use gpufeed_engine::transport::{Clock, Data, Lane, Transport};
+use gpufeed_engine::wall::{self, CoreSlot, Machines};
+use gpufeed_engine::{Settings, WarmUp, Watch};
 use gpufeed_io::arena::Arena;
+use gpufeed_profiles::units::Bytes as Size;
 use gpufeed_transports::s3::{Addressing, Credentials, RawS3, S3Config, S3Target, Tls};
-use gpufeed_workloads::op::{Key, KeyStyle, Names, Op, Space};
+use gpufeed_workloads::machine::Workload as _;
+use gpufeed_workloads::op::{Key, KeyStyle, Names, Op, Space, Verb};
+use gpufeed_workloads::ops::{Mix, Ops, OpsSpec, SizeSpec};
+use gpufeed_workloads::schedule::Load;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -37,6 +47,8 @@ fn main() {
         pin(core.parse().expect("a core"));
         return serve();
     }
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let only = words.iter().position(|word| word == "--only").map(|at| words[at + 1..].to_vec());
     let rounds = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(7);
     pin(cores[0]);
     let other = cores.last().expect("a core");
@@ -50,20 +62,33 @@ fn main() {
     BufReader::new(server.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
     let address: SocketAddr = line.trim().parse().expect("an address");
 
-    println!(
-        "client on core {}, server on core {other}, {rounds} interleaved pairs of {WINDOW:?} each, medians",
-        cores[0]
-    );
-    for (bytes, connections) in [(4 << 10, 16), (2 << 20, 16), (4 << 10, 1)] {
-        let mut pairs = Vec::new();
-        for round in 0..rounds {
-            // Whoever goes first alternates, so that drift of the machine favors neither.
-            let raw_first = round % 2 == 0;
-            let early = raw_first.then(|| raw(address, bytes, connections));
-            let bare = bare(address, bytes, connections);
-            pairs.push((bare, early.unwrap_or_else(|| raw(address, bytes, connections))));
+    if let Some(only) = only {
+        let number = |at: usize| only[at].parse::<u64>().expect("--only CONTENDER BYTES CONNECTIONS COUNT");
+        let bound = Bound::Requests(number(3));
+        match only[0].as_str() {
+            "bare" => drop(bare(address, number(1), number(2) as usize, bound)),
+            "raw" => drop(raw(address, number(1), number(2) as usize, bound)),
+            _ => drop(engine(address, number(1), number(2) as usize, bound)),
         }
-        show(bytes, connections, &pairs);
+    } else {
+        println!(
+            "client on core {}, server on core {other}, {rounds} interleaved rounds of {WINDOW:?} each, medians",
+            cores[0]
+        );
+        for (bytes, connections) in [(4 << 10, 16), (2 << 20, 16), (4 << 10, 1)] {
+            let contenders = [bare, raw, engine];
+            let mut all = Vec::new();
+            for round in 0..rounds {
+                let mut taken = [None; 3];
+                // Whoever goes first alternates, so that drift of the machine favors none.
+                for turn in 0..3 {
+                    let which = (round + turn) % 3;
+                    taken[which] = Some(contenders[which](address, bytes, connections, Bound::Window));
+                }
+                all.push(taken.map(|figures| figures.expect("each had a turn")));
+            }
+            show(bytes, connections, &all);
+        }
     }
     drop(server.stdin.take());
     server.wait().expect("the child ends with its input");
@@ -89,7 +114,14 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values[values.len() / 2]
 }
 
-fn show(bytes: u64, connections: usize, pairs: &[(Figures, Figures)]) {
+/// What ends a contender's turn.
+#[derive(Clone, Copy)]
+enum Bound {
+    Window,
+    Requests(u64),
+}
+
+fn show(bytes: u64, connections: usize, rounds: &[[Figures; 3]]) {
     println!("\n{} KiB, {connections} connections", bytes >> 10);
     let gib = |f: &Figures| f.requests * bytes as f64 / f64::from(1 << 30);
     type Line<'a> = (&'a str, &'a dyn Fn(&Figures) -> f64);
@@ -101,16 +133,23 @@ fn show(bytes: u64, connections: usize, pairs: &[(Figures, Figures)]) {
         ("p50 µs", &|f| f.p50_us),
     ];
     for (name, of) in lines {
-        let bare = median(pairs.iter().map(|pair| of(&pair.0)));
-        let raw = median(pairs.iter().map(|pair| of(&pair.1)));
-        let ratio = median(pairs.iter().map(|pair| of(&pair.1) / of(&pair.0)));
-        println!("{name:>16}: bare loop {bare:>10.3}   raw {raw:>10.3}   raw/bare {ratio:.3}");
+        let each = [0, 1, 2].map(|which| median(rounds.iter().map(|round| of(&round[which]))));
+        let ratio = |which: usize| median(rounds.iter().map(|round| of(&round[which]) / of(&round[0])));
+        println!(
+            "{name:>16}: bare loop {:>10.3}   raw {:>10.3} ({:.3})   engine {:>10.3} ({:.3})",
+            each[0],
+            each[1],
+            ratio(1),
+            each[2],
+            ratio(2)
+        );
     }
 }
 
 /// Runs `connections` tasks for a window: each calls `one` over and over after a short warm-up.
 fn measure<T: 'static>(
     connections: usize,
+    bound: Bound,
     open: impl AsyncFn() -> T,
     one: impl AsyncFn(&mut T) + Clone + 'static,
 ) -> Figures {
@@ -124,11 +163,22 @@ fn measure<T: 'static>(
             let (stop, taken, one) = (Rc::clone(&stop), Rc::clone(&taken), one.clone());
             tasks.push(tokio::task::spawn_local(async move {
                 while !stop.get() {
+                    if let Bound::Requests(most) = bound
+                        && taken.borrow().len() as u64 >= most
+                    {
+                        break;
+                    }
                     let start = Instant::now();
                     one(&mut lane).await;
                     taken.borrow_mut().push(u32::try_from(start.elapsed().as_nanos()).unwrap_or(u32::MAX));
                 }
             }));
+        }
+        if let Bound::Requests(_) = bound {
+            for task in tasks {
+                task.await.expect("no panic");
+            }
+            return Figures { requests: taken.borrow().len() as f64, cpu_s: 0.0, wall_s: 0.0, p50_us: 0.0 };
         }
         tokio::time::sleep(WINDOW / 5).await;
         taken.borrow_mut().clear();
@@ -150,8 +200,7 @@ fn cpu_s() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
-fn raw(address: SocketAddr, bytes: u64, connections: usize) -> Figures {
-    let space = Space { before: format!("{bytes}/"), after: String::new(), style: KeyStyle::Hash };
+fn target(address: SocketAddr) -> S3Target {
     let config = S3Config {
         endpoints: vec![format!("http://{address}").parse().expect("a URI")],
         bucket: "bucket".into(),
@@ -160,11 +209,17 @@ fn raw(address: SocketAddr, bytes: u64, connections: usize) -> Figures {
         addressing: Addressing::Auto,
         tls: Tls::default(),
     };
-    let target = S3Target::resolve(&config).expect("an address");
+    S3Target::resolve(&config).expect("an address")
+}
+
+fn raw(address: SocketAddr, bytes: u64, connections: usize, bound: Bound) -> Figures {
+    let space = Space { before: format!("{bytes}/"), after: String::new(), style: KeyStyle::Hash };
     let arena = Arena::new(4096, 1).expect("small");
-    let transport = RawS3::new(target, Arc::new(Names { spaces: vec![space] }), arena, Clock::new(Instant::now()));
+    let names = Arc::new(Names { spaces: vec![space] });
+    let transport = RawS3::new(target(address), names, arena, Clock::new(Instant::now()));
     measure(
         connections,
+        bound,
         async || (transport.lane().await.expect("connects"), 0),
         async move |(lane, id)| {
             *id += 1;
@@ -175,7 +230,37 @@ fn raw(address: SocketAddr, bytes: u64, connections: usize) -> Figures {
     )
 }
 
-fn bare(address: SocketAddr, bytes: u64, connections: usize) -> Figures {
+/// A run as the command line makes it; its CPU time is that of the measuring thread in the measured window.
+fn engine(address: SocketAddr, bytes: u64, connections: usize, bound: Bound) -> Figures {
+    let depth = u32::try_from(connections).expect("few");
+    let (count, duration, warm_up) = match bound {
+        Bound::Window => (None, Some(WINDOW), WarmUp::Fixed(WINDOW / 5)),
+        Bound::Requests(count) => (Some(count), None, WarmUp::None),
+    };
+    let spec = OpsSpec {
+        sizes: SizeSpec::Fixed(Size(bytes)),
+        load: Load::Closed { depth },
+        prefix: format!("{bytes}/"),
+        count,
+        ..OpsSpec::new(Mix::only(Verb::Get))
+    };
+    let machine = Ops::split(&spec, 1).expect("plain load").remove(0);
+    let (target, names) = (target(address), Arc::new(machine.names()));
+    let open = |_: CoreSlot, clock: Clock| {
+        let arena = Arena::new(4096, 1).expect("small");
+        Ok(RawS3::new(target.clone(), Arc::clone(&names), arena, clock))
+    };
+    let settings = Settings { duration, warm_up, ..Settings::default() };
+    let machines = Machines::PerCore(vec![machine]);
+    let measured = wall::run(&settings, Clock::new(Instant::now()), open, machines, &Watch::new()).expect("runs");
+    let wall_s = measured.window.1.since(measured.window.0).as_secs_f64();
+    let cpu_s = measured.cpu.map_or(f64::NAN, |cpu| cpu.cpu_ratio * wall_s);
+    assert!(measured.errors.is_empty(), "{:?}", measured.errors);
+    let service = &measured.histograms[0].service;
+    Figures { requests: service.len() as f64, cpu_s, wall_s, p50_us: service.value_at_quantile(0.5) as f64 / 1e3 }
+}
+
+fn bare(address: SocketAddr, bytes: u64, connections: usize, bound: Bound) -> Figures {
     let identity = aws_credential_types::Credentials::new(
         "AKIDEXAMPLE",
         "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY",
@@ -191,7 +276,7 @@ fn bare(address: SocketAddr, bytes: u64, connections: usize) -> Figures {
         tokio::task::spawn_local(connection);
         (sender, 0u64)
     };
-    measure(connections, open, async move |(sender, id)| {
+    measure(connections, bound, open, async move |(sender, id)| {
         *id += 1;
         let uri = format!("http://{address}/bucket/{bytes}/{id:016x}");
         let mut request = Request::get(&uri).body(Empty::<Bytes>::new()).expect("a request");

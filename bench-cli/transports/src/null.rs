@@ -35,6 +35,10 @@ impl Transport for NullTarget {
         &self.arena
     }
 
+    fn carrier(&self) -> Option<Carrier> {
+        Some(Carrier::Null)
+    }
+
     async fn lane(&self) -> Result<NullLane, OpError> {
         Ok(NullLane { target: self.clone(), name: String::new() })
     }

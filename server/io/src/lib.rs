@@ -2,6 +2,7 @@
 
 pub mod arena;
 pub mod bell;
+pub mod counting;
 pub mod payload;
 pub mod ring;
 pub mod timer;

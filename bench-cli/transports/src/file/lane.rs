@@ -12,7 +12,7 @@ use gpufeed_engine::transport::{Clock, Data, Done, Lane, Limits, OpError, Transp
 use gpufeed_io::arena::{Arena, Buf, PAGE};
 use gpufeed_io::payload::Payload;
 use gpufeed_io::ring::Ring;
-use gpufeed_workloads::op::{ErrorKind, Key, Names, Op, Tick, Verb};
+use gpufeed_workloads::op::{Carrier, ErrorKind, Key, Names, Op, Tick, Verb};
 use rustix::fs::OFlags;
 
 use super::disk::{Disk, blocking};
@@ -65,6 +65,10 @@ impl Transport for FileTarget {
 
     fn arena(&self) -> &Arena {
         &self.arena
+    }
+
+    fn carrier(&self) -> Option<Carrier> {
+        Some(self.store.carrier())
     }
 
     async fn lane(&self) -> Result<FileLane, OpError> {

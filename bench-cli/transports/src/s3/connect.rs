@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use gpufeed_engine::transport::OpError;
-use gpufeed_workloads::op::ErrorKind;
+use gpufeed_workloads::op::{Carrier, ErrorKind};
 use http::uri::Scheme;
 use http::{HeaderValue, Uri};
 use hyper::client::conn::http1;
@@ -202,6 +202,12 @@ impl S3Target {
         &self.shared.places[index]
     }
 
+    /// How requests to any of the places travel, if all of them do alike.
+    pub(crate) fn carrier(&self) -> Option<Carrier> {
+        let first = self.place(0).carrier();
+        self.shared.places.iter().all(|place| place.carrier() == first).then_some(first)
+    }
+
     /// Opens a connection to a place.
     pub(crate) async fn connect(&self, index: usize) -> Result<Http, OpError> {
         let place = self.place(index);
@@ -242,6 +248,10 @@ impl std::fmt::Debug for S3Target {
 }
 
 impl Place {
+    pub(crate) const fn carrier(&self) -> Carrier {
+        if self.secure { Carrier::Https } else { Carrier::Http }
+    }
+
     fn unreachable(&self, error: &io::Error) -> OpError {
         let Self { endpoint, address, .. } = self;
         let why = match error.kind() {

@@ -61,6 +61,11 @@ impl Transport for RawS3 {
         &self.arena
     }
 
+    /// What the endpoints speak, if all speak the same.
+    fn carrier(&self) -> Option<Carrier> {
+        self.target.carrier()
+    }
+
     async fn lane(&self) -> Result<S3Lane, OpError> {
         let place = self.target.next_place();
         let http = self.target.connect(place).await?;
@@ -149,7 +154,7 @@ impl Lane for S3Lane {
         let result = self.perform(op, data, &mut marks).await;
         let done = self.clock.now();
         self.held.clear();
-        let carrier = if self.target.place(self.place).secure { Carrier::Https } else { Carrier::Http };
+        let carrier = self.target.place(self.place).carrier();
         let sent = marks.sent.unwrap_or(done);
         Done {
             sent,
