@@ -53,13 +53,14 @@ pub(crate) fn run(workload: WorkloadArgs) -> anyhow::Result<Exit> {
     }
 }
 
-/// How a run ends that nobody cut short: well, unless its target died on it.
+/// How a run ends that nobody cut short: well, unless its target died on it or its figures or files are not what they
+/// should be.
 fn ended(report: &RunReport) -> anyhow::Result<Exit> {
-    if !report.interrupted {
-        return Ok(Exit::Passed);
+    match report.validity.iter().find(|check| check.status == ValidityStatus::Fail) {
+        Some(check) => bail!("{}", check.detail),
+        None if report.interrupted => bail!("the run was cut short; results are partial"),
+        None => Ok(Exit::Passed),
     }
-    let why = report.validity.iter().find(|check| check.status == ValidityStatus::Fail);
-    bail!("{}", why.map_or("the run was cut short; results are partial", |check| check.detail.as_str()))
 }
 
 /// Prints what would be done, with the size of the data set.

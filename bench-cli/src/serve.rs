@@ -32,6 +32,9 @@ fn by_hand(args: &ServeArgs) -> anyhow::Result<()> {
     let config = config(args)?;
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     let default_keys = config.keys.is_empty();
+    let runtime = runtime()?;
+    // From before the address is said on, so that whoever reads it may end the server in order.
+    let told = runtime.block_on(async { told_to_end() })?;
     let running = Server::start(config)?;
     output::say(&format!("S3 on {scheme}://{}", running.s3_addr));
     if let Some(metrics) = running.metrics_addr {
@@ -40,7 +43,7 @@ fn by_hand(args: &ServeArgs) -> anyhow::Result<()> {
     if default_keys {
         output::say(&format!("access key {DEFAULT_ACCESS_KEY}, secret key {DEFAULT_SECRET_KEY} (loopback only)"));
     }
-    block_on(told_to_end())?;
+    runtime.block_on(told);
     output::say("finishing what is in flight");
     running.shutdown(GRACE);
     Ok(())
@@ -120,15 +123,15 @@ fn ignore_signals() {
     });
 }
 
-async fn told_to_end() -> anyhow::Result<()> {
+/// Listens for SIGTERM and Ctrl-C from now on.
+fn told_to_end() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        interrupt = tokio::signal::ctrl_c() => interrupt.context("cannot wait for Ctrl-C"),
-    }
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for Ctrl-C")?;
+    Ok(async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    })
 }
 
-fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("cannot start the runtime")?.block_on(future)
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
 }

@@ -72,6 +72,11 @@ impl Access {
             // A profile that was asked for goes before keys that happen to be in the environment, as in the AWS CLI.
             let config = ProviderConfig::without_region().with_http_client(crate::http::client(&tls)?);
             let keys = ProfileFileCredentialsProvider::builder().profile_name(profile).configure(&config).build();
+            keys.provide_credentials().await.map_err(|error| {
+                let detail =
+                    format!("profile `{profile}` of the AWS configuration files gives no credentials: {error}");
+                OpError::new(ErrorKind::Denied, detail)
+            })?;
             loader = loader.profile_name(profile).credentials_provider(keys);
         }
         if let Some(region) = &self.region {
@@ -145,7 +150,11 @@ impl Session {
     pub async fn keys(&self) -> Result<Keys, OpError> {
         let keys = self.provider.provide_credentials().await.map_err(|error| {
             let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-            no_credentials(&format!("{error}{source}"))
+            // The chain's own words go on over several lines.
+            let words = format!("{error}{source}");
+            no_credentials(
+                words.lines().next().unwrap_or_default().trim_end_matches(" Attempted:").trim_end_matches('.'),
+            )
         })?;
         Ok(Keys {
             credentials: Credentials::new(keys.access_key_id(), keys.secret_access_key(), keys.session_token()),
