@@ -4,7 +4,8 @@
 //! there are two. The client sends one request, signed once, over and over on 16 connections. The bare server answers
 //! from memory without looking at the request. The same object is also read with a query that s3s has to judge, which is
 //! what every request cost before reads had a way of their own. Rounds are interleaved; figures are medians. With `--test` (as under
-//! `cargo test`) rounds are short.
+//! `cargo test`) rounds are short. With `--count N` one connection reads the 4 KiB object so many times and nothing is
+//! timed: for counting instructions.
 
 #![allow(clippy::print_stdout, reason = "a bench prints its result")]
 
@@ -83,6 +84,16 @@ async fn first_answer(stream: &mut tokio::net::TcpStream, len: usize) -> usize {
             stream.read_exact(&mut rest).await.expect("read");
             return at + 4;
         }
+    }
+}
+
+/// Makes so many requests, one after the other.
+async fn read_often(address: SocketAddr, request: &[u8], len: usize, count: u64) {
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connect");
+    stream.set_nodelay(true).expect("a socket");
+    for _ in 0..count {
+        stream.write_all(request).await.expect("write");
+        first_answer(&mut stream, len).await;
     }
 }
 
@@ -165,6 +176,8 @@ fn main() {
     );
     let runtime = runtime();
     println!("size, server, requests/s, GiB/s, server CPU us/request");
+    let mut words = std::env::args().skip_while(|word| word != "--count");
+    let count: Option<u64> = words.nth(1).map(|count| count.parse().expect("--count N"));
     for len in [4096, 2 << 20] {
         let body = Bytes::from(vec![7; len]);
         let key = format!("train/object-{len}");
@@ -173,6 +186,10 @@ fn main() {
         let signed = signed_get(&server.s3_addr.to_string(), "data", &key, "");
         // A query that clients do not send with plain reads is left to s3s.
         let odd = signed_get(&server.s3_addr.to_string(), "data", &key, "?versionId=null");
+        if let Some(count) = count {
+            runtime.block_on(read_often(server.s3_addr, &signed, len, count));
+            return;
+        }
         let bare = bare(serving, body);
         let (mut ours, mut theirs, mut long) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {

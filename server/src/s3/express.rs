@@ -54,7 +54,7 @@ fn mac(key: &[u8], data: &[u8]) -> [u8; 32] {
 }
 
 /// The value of a field that is there once and is visible text with single spaces, as it is signed.
-fn only<'a>(headers: &'a HeaderMap, name: impl http::header::AsHeaderName) -> Option<&'a str> {
+fn only(headers: &HeaderMap, name: impl http::header::AsHeaderName) -> Option<&str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?.to_str().ok()?;
     let plain = !value.contains("  ") && !value.contains('\t') && value.trim() == value;
