@@ -276,6 +276,13 @@ fn finish_kv(kv: &mut Kv, validity: &mut Vec<Validity>, name: &str) {
         kv.requests, kv.completed, kv.failed, kv.unfinished
     );
     validity.push(Validity::new(format!("{name}: requests"), status, detail));
+    if kv.unfinished * 20 > kv.requests {
+        let detail = format!(
+            "{} of {} requests were cut off by the end of the window: those still waiting for their first token are not in TTFT, which is therefore too short; run longer, or to the end of the trace (no --duration)",
+            kv.unfinished, kv.requests
+        );
+        validity.push(Validity::new(format!("{name}: cut-off"), ValidityStatus::Warn, detail));
+    }
     if let Some(load) = kv.load_ratio.filter(|load| *load > 1.0) {
         let detail = format!(
             "offered load is {load:.2} of what the workers can do without the tier: TTFT without it grows with the length of the run"
