@@ -109,14 +109,10 @@ impl Draft {
             series: measured.series,
             ..Member::default()
         };
-        let issued = match section {
-            Section::Kv(mut kv) => {
-                finish_kv(&mut kv, &mut self.report.validity, &plan.name);
-                Section::Kv(kv)
-            }
-            other => other,
-        };
-        member.attach(issued);
+        if let Section::Kv(kv) = &section {
+            check_kv(kv, &mut self.report.validity, &plan.name);
+        }
+        member.attach(section);
         member.verdict = verdict::headline(&member);
         self.report.run.duration_s += seconds;
         self.report.run.warm_up_s += measured.warm_up.as_secs_f64();
@@ -135,6 +131,7 @@ impl Draft {
         if let Some(words) = prepared {
             self.report.validity.push(named(Validity::new("data-set", ValidityStatus::Note, words)));
         }
+        self.report.validity.extend(errors_check(&member).map(named));
         for words in measured.errors {
             self.report.validity.push(named(Validity::new("errors", ValidityStatus::Warn, words)));
         }
@@ -176,6 +173,19 @@ fn joined(hashes: &[String]) -> String {
         [one] => one.clone(),
         many => format!("{:016x}", xxh3_64(many.concat().as_bytes())),
     }
+}
+
+/// Says when so many operations failed that the figures speak of the failures rather than of the storage.
+fn errors_check(member: &Member) -> Option<Validity> {
+    let failed: u64 = member.operations.iter().flat_map(|operation| operation.errors.values()).sum();
+    let all = failed + member.operations.iter().map(|operation| operation.count).sum::<u64>();
+    let status = match failed {
+        0 => return None,
+        failed if failed * 2 > all => ValidityStatus::Fail,
+        _ => ValidityStatus::Warn,
+    };
+    let detail = format!("{failed} of {all} operations failed; latency and rates are of the others");
+    Some(Validity::new("failed-operations", status, detail))
 }
 
 /// What the verdict on one member is decided by.
@@ -257,7 +267,7 @@ fn clients(
 }
 
 /// Checks of a KV run that need its whole section.
-fn finish_kv(kv: &mut Kv, validity: &mut Vec<Validity>, name: &str) {
+fn check_kv(kv: &Kv, validity: &mut Vec<Validity>, name: &str) {
     let gpu = &kv.gpu;
     let cells = gpu.prefill_ns
         + gpu.recompute_ns
