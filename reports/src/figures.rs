@@ -86,6 +86,30 @@ pub(crate) fn p50_p99(latency: &Latency) -> String {
     format!("{} / {}", nanos(latency.p50_ns), nanos(latency.p99_ns))
 }
 
+/// The highest of p99, p50 and mean that the sample supports, by name. A mean says of how few it is one.
+pub(crate) fn typical(latency: &Latency) -> (String, Option<f64>) {
+    match (latency.p99_ns, latency.p50_ns, latency.mean_ns) {
+        (Some(p99), ..) => ("p99".to_owned(), Some(p99 as f64)),
+        (None, Some(p50), _) => ("p50".to_owned(), Some(p50 as f64)),
+        (None, None, Some(mean)) => (format!("mean of {}", count(latency.count)), Some(mean)),
+        (None, None, None) => ("p50".to_owned(), None),
+    }
+}
+
+/// The same in words: `p99 1.04 s`, or `81.2 ms, the mean of 19`.
+pub(crate) fn typical_words(latency: &Latency) -> String {
+    match (typical(latency), latency.p50_ns.or(latency.p99_ns)) {
+        ((name, value), Some(_)) => format!("{name} {}", or_dash(value, show_nanos)),
+        ((_, None), None) => DASH.to_owned(),
+        ((name, value), None) => format!("{}, the {name}", or_dash(value, show_nanos)),
+    }
+}
+
+/// An accelerator as its maker writes it: `H100`, `L40S`.
+pub(crate) fn machine(name: &str) -> String {
+    name.to_uppercase()
+}
+
 /// Failed operations of all kinds.
 pub(crate) fn errors(operation: &Operation) -> u64 {
     operation.errors.values().sum()

@@ -7,14 +7,17 @@ mod curves;
 mod escape;
 mod gpu;
 mod member;
+pub mod picture;
 mod tables;
+mod words;
 
 use std::fmt::Write as _;
 use std::io::Write;
 
+use gpufeed_profiles::units::show_nanos;
 use gpufeed_schema::{ClaimStatus, Member, RunReport, ValidityStatus, Verdict};
 
-use crate::figures::{DASH, goal, nanos, number, rate, share};
+use crate::figures::{DASH, goal, number, or_dash, rate, share, typical};
 use crate::verdict::{headline, sentence};
 use escape::Text;
 
@@ -58,7 +61,8 @@ fn page(report: &RunReport) -> String {
     page.push_str(r#"<button type="button" id="theme" hidden="">Theme</button></div></header><main id="main">"#);
     top(&mut page, report, &verdict);
     for (i, member) in report.members.iter().take(MOST_MEMBERS).enumerate() {
-        member::section(&mut page, i, member, chart::MOST_POINTS * 4 / report.members.len().clamp(4, MOST_MEMBERS));
+        let most_points = chart::MOST_POINTS * 4 / report.members.len().clamp(4, MOST_MEMBERS);
+        member::section(&mut page, i, member, most_points, report.members.len() == 1);
     }
     if report.members.len() > MOST_MEMBERS {
         let more = report.members.len() - MOST_MEMBERS;
@@ -70,7 +74,7 @@ fn page(report: &RunReport) -> String {
         page.push_str("</section>");
     }
     if !report.claims.is_empty() {
-        page.push_str(r#"<section id="claims"><h2>Claims</h2><p class="fine">What vendors say, and what this run says of it.</p>"#);
+        page.push_str(r#"<section id="claims"><h2>Claims</h2><p class="fine">What vendors say of storage for AI, and what this run says of it.</p>"#);
         tables::claims(&mut page, &report.claims);
         page.push_str("</section>");
     }
@@ -78,7 +82,7 @@ fn page(report: &RunReport) -> String {
     if report.validity.is_empty() {
         page.push_str(r#"<p class="fine">No check was recorded.</p>"#);
     } else {
-        tables::validity(&mut page, &report.validity);
+        tables::validity(&mut page, &report.validity, report.members.len() == 1);
     }
     if !report.clients.is_empty() {
         tables::clients(&mut page, &report.clients);
@@ -88,7 +92,7 @@ fn page(report: &RunReport) -> String {
     }
     page.push_str("</section>");
     plan(&mut page, report);
-    words(&mut page);
+    words::section(&mut page, report);
     let _ = write!(
         page,
         r#"</main><footer><p>Written by {} {} ({}), report schema {}.</p></footer><div id="tip" role="status" hidden=""></div><script>{SCRIPT}</script></body></html>"#,
@@ -122,6 +126,8 @@ fn started(at: &str) -> String {
 
 fn top(page: &mut String, report: &RunReport, verdict: &str) {
     let run = &report.run;
+    // The figures that led to the verdict stand below it.
+    let (first, rest) = verdict.split_once("; ").map_or((verdict, None), |(first, rest)| (first, Some(rest)));
     let class = match report.verdict {
         _ if report.interrupted => "bad",
         Verdict::ClientLimited => "warn",
@@ -134,8 +140,11 @@ fn top(page: &mut String, report: &RunReport, verdict: &str) {
         Text(&run.workload),
         Text(&run.target),
         Text(started(&run.started_at)),
-        Text(verdict)
+        Text(first)
     );
+    if let Some(rest) = rest {
+        let _ = write!(page, r#"<p class="lead">{}.</p>"#, Text(member::capitalized(rest)));
+    }
     let _ = write!(page, r#"<p><span class="chip {class}">{}</span>"#, report.verdict.name());
     if report.interrupted {
         page.push_str(r#"<span class="chip bad">interrupted</span>"#);
@@ -148,18 +157,27 @@ fn top(page: &mut String, report: &RunReport, verdict: &str) {
         page.push_str(r#"<span class="chip none">accelerators emulated</span>"#);
     }
     page.push_str("</p>");
-    for line in &run.scaling {
-        let _ = write!(page, r#"<p class="fine">Scaled: {}</p>"#, Text(line));
-    }
     if report.members.is_empty() {
         page.push_str("<p>Nothing was measured.</p>");
     }
-    page.push_str(r#"<div class="cards">"#);
-    for (i, member) in report.members.iter().take(MOST_MEMBERS).enumerate() {
+    tables::loads(page, &report.members);
+    let class = if report.members.len() == 1 { "cards one" } else { "cards" };
+    let _ = write!(page, r#"<div class="{class}">"#);
+    // Several plain loads are a table.
+    let with_card = if tables::are_loads(&report.members) { 0 } else { MOST_MEMBERS };
+    for (i, member) in report.members.iter().take(with_card).enumerate() {
         card(page, i, member);
     }
     checks_card(page, report);
-    page.push_str("</div></section>");
+    page.push_str("</div>");
+    for line in &run.scaling {
+        let _ = write!(
+            page,
+            r#"<p class="fine"><b>Scaled.</b> {}.</p>"#,
+            Text(member::capitalized(line.trim_end_matches('.')))
+        );
+    }
+    page.push_str("</section>");
 }
 
 /// A member's most telling figure, its name and its outcome.
@@ -172,11 +190,8 @@ fn key_figure(member: &Member) -> (String, String, Option<bool>) {
         );
     }
     if let Some(kv) = &member.kv {
-        let (name, value) = match kv.ttft.summary.p99_ns {
-            Some(_) => ("time to first token, p99", kv.ttft.summary.p99_ns),
-            None => ("time to first token, p50", kv.ttft.summary.p50_ns),
-        };
-        return (nanos(value), name.to_owned(), None);
+        let (name, value) = typical(&kv.ttft.summary);
+        return (or_dash(value, show_nanos), format!("time to first token, {name}"), None);
     }
     if let Some(rag) = &member.rag {
         return (share(rag.retrieve_share_ratio), "of time to first token is retrieval".to_owned(), None);
@@ -217,14 +232,20 @@ fn checks_card(page: &mut String, report: &RunReport) {
         (_, 0, _) => ("warn", "doubtful"),
         _ => ("bad", "wrong"),
     };
-    let mut why = match (failed, doubtful) {
-        (0, 0) => String::new(),
-        (failed, doubtful) => format!("{failed} failed, {doubtful} doubtful. "),
+    let mut worst: Vec<&gpufeed_schema::Validity> = report.validity.iter().collect();
+    worst.retain(|v| matches!(v.status, ValidityStatus::Fail | ValidityStatus::Warn));
+    worst.sort_by_key(|v| std::cmp::Reverse(v.status));
+    let mut why = match worst.split_first() {
+        None => String::new(),
+        Some((first, [])) => format!("{}. ", member::capitalized(first.detail.trim_end_matches('.'))),
+        Some((first, more)) => {
+            format!("{}; {} more below. ", member::capitalized(first.detail.trim_end_matches('.')), more.len())
+        }
     };
-    if !report.claims.is_empty() {
-        let of = |status: ClaimStatus| report.claims.iter().filter(|c| c.status == status).count();
-        let (met, missed, open) = (of(ClaimStatus::Met), of(ClaimStatus::Missed), of(ClaimStatus::NotMeasurable));
-        let _ = write!(why, "Claims: {met} met, {missed} missed, {open} not measurable here.");
+    let of = |status: ClaimStatus| report.claims.iter().filter(|c| c.status == status).count();
+    let (met, missed) = (of(ClaimStatus::Met), of(ClaimStatus::Missed));
+    if met + missed > 0 {
+        let _ = write!(why, "Claims: {met} met, {missed} missed.");
     }
     let _ = write!(
         page,
@@ -268,23 +289,4 @@ fn plan(page: &mut String, report: &RunReport) {
         page,
         r#"<details><summary>The full plan, every default resolved</summary><pre tabindex="0"><code>{shown}{rest}</code></pre></details></section>"#
     );
-}
-
-fn words(page: &mut String) {
-    page.push_str(r#"<section id="words"><h2>How to read this</h2><dl class="words">"#);
-    for (word, meaning) in [
-        ("Service time", "from the actual send of an operation to its last byte"),
-        ("Response time", "from the intended start to the last byte: what a user of a busy system waits"),
-        ("Schedule slip", "from the intended start to the actual send: how late this client was"),
-        (
-            "Percentiles",
-            "come from merged histograms, and stand only where at least ten samples lie beyond; – elsewhere",
-        ),
-        ("Errors", "are counted by kind and kept out of latencies"),
-        ("TTFT", "time from a request's arrival to its first output token"),
-        ("Emulated", "accelerators and GPUs are models that issue real storage operations; their times are estimates"),
-    ] {
-        let _ = write!(page, "<div><dt>{word}</dt><dd>{meaning}.</dd></div>");
-    }
-    page.push_str("</dl></section>");
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use gpufeed_schema::{Baseline, ClaimStatus, Kv, Member, RunReport, ValidityStatus};
 
 use crate::claims::figure as in_unit;
-use crate::figures::{DASH, count, errors, goal, nanos, number, p50_p99, rate, share};
+use crate::figures::{DASH, count, errors, goal, machine, nanos, number, p50_p99, rate, share};
 use crate::verdict::{headline, sentence};
 
 /// Text that Markdown takes literally, on one line, in a table cell or outside.
@@ -54,8 +54,14 @@ pub fn render(report: &RunReport) -> String {
         one_member(&mut out, member);
     }
     if !report.claims.is_empty() {
-        header(&mut out, &["claim", "measured", "needed", "status"]);
-        for claim in &report.claims {
+        let open = report.claims.iter().filter(|c| c.status == ClaimStatus::NotMeasurable).count();
+        if open > 0 {
+            let _ = writeln!(out, "{open} of {} claims are not measurable by this run.\n", report.claims.len());
+        }
+        if open < report.claims.len() {
+            header(&mut out, &["claim", "measured", "needed", "status"]);
+        }
+        for claim in report.claims.iter().filter(|c| c.status != ClaimStatus::NotMeasurable) {
             let status = match claim.status {
                 ClaimStatus::Met => "met",
                 ClaimStatus::Missed => "**missed**",
@@ -98,7 +104,7 @@ fn one_member(out: &mut String, member: &Member) {
         line(
             out,
             &[
-                format!("{} × {} (emulated)", t.accelerators, plain(&t.accelerator)),
+                format!("{} × {} (emulated)", t.accelerators, plain(&machine(&t.accelerator))),
                 share(t.au_ratio),
                 format!("≥ {}", goal(t.au_threshold_ratio)),
                 number(t.samples_per_s),

@@ -1,11 +1,12 @@
 //! Tables for a terminal of 80 columns.
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
+use gpufeed_profiles::units::show_nanos;
 use gpufeed_schema::{
     Baseline, GpuTime, Kv, Latency, Member, Operation, Rag, RunReport, Training, Validity, ValidityStatus, Verdict,
 };
 
-use crate::figures::{ascii, count, errors, goal, nanos, number, percent, rate, share, short, size};
+use crate::figures::{ascii, count, errors, goal, machine, nanos, number, or_dash, percent, rate, share, short, size};
 use crate::verdict::{headline, sentence};
 
 /// Columns that everything fits in.
@@ -158,8 +159,11 @@ pub fn render(report: &RunReport, style: Style) -> String {
 fn one_member(page: &mut Page, member: &Member) {
     page.blank();
     let kind = match (&member.training, &member.kv, &member.rag, &member.checkpoint) {
-        (Some(t), ..) => format!("{} on {} × {} (emulated)", t.model, t.accelerators, t.accelerator),
-        (_, Some(k), ..) => format!("{} on {} workers of {} × {} (emulated)", k.model, k.workers, k.tp, k.gpu_kind),
+        (Some(t), ..) => format!("{} on {} × {} (emulated)", t.model, t.accelerators, machine(&t.accelerator)),
+        (_, Some(k), ..) => {
+            let workers = if k.workers == 1 { "worker" } else { "workers" };
+            format!("{} on {} {workers} of {} × {} (emulated)", k.model, k.workers, k.tp, machine(&k.gpu_kind))
+        }
         _ => String::new(),
     };
     let title = if kind.is_empty() { member.name.clone() } else { format!("{}: {kind}", member.name) };
@@ -273,6 +277,10 @@ fn kv_tables(page: &mut Page, kv: &Kv) {
     let row = |name: &str, figure: &dyn Fn(&Column<'_>) -> String| {
         std::iter::once(Cell::new(name)).chain(columns.iter().map(|c| Cell::new(figure(c)))).collect::<Vec<_>>()
     };
+    if columns.iter().all(|c| c.ttft.p50_ns.is_none()) {
+        // Too few for percentiles.
+        table.add_row(row("TTFT mean", &|c| or_dash(c.ttft.mean_ns, show_nanos)));
+    }
     table.add_row(row("TTFT p50", &|c| nanos(c.ttft.p50_ns)));
     table.add_row(row("TTFT p99", &|c| nanos(c.ttft.p99_ns)));
     table.add_row(row("output tokens/s", &|c| number(c.tokens_per_s)));

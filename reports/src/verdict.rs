@@ -3,7 +3,7 @@
 use gpufeed_profiles::units::show_nanos;
 use gpufeed_schema::{ClosedOrOpen, Kv, Member, Operation, Rag, RunReport, Training, Verdict};
 
-use crate::figures::{count, errors, goal, nanos, number, percent, rate, times};
+use crate::figures::{count, errors, goal, machine, nanos, number, percent, rate, times, typical_words};
 
 /// Share of its CPU from which a client counts as the limit.
 const CPU_LIMIT: f64 = 0.90;
@@ -17,6 +17,10 @@ const CEILING_LIMIT: f64 = 0.80;
 const KEPT_UP: f64 = 0.98;
 /// Schedule slip below which no client is blamed, in nanoseconds: the slip an unsaturated client is allowed at p99.
 const SLIP_FLOOR_NS: f64 = 2e6;
+/// Relative difference up to which two times are called the same.
+const SAME: f64 = 0.02;
+/// Difference from which utilization and time not spent waiting need explaining side by side.
+const LEFT_OUT: f64 = 0.03;
 /// Slip from which a client is blamed, as a share of the service time it distorts.
 const SLIP_SHARE: f64 = 0.10;
 
@@ -188,19 +192,57 @@ pub fn headline(member: &Member) -> String {
     of_operations(&member.operations)
 }
 
+/// Share of all accelerator time spent waiting.
+pub(crate) fn stalled(training: &Training) -> Option<f64> {
+    let total = training.compute_s + training.stall_s;
+    (total > 0.0).then(|| training.stall_s / total)
+}
+
+/// Why utilization and waiting do not add up to one, where a reader would expect it: the rule leaves out each epoch's
+/// first step, which waits for data the longest.
+pub(crate) fn left_out(training: &Training) -> Option<String> {
+    let (au, stalled) = (training.au_ratio?, stalled(training)?);
+    if 1.0 - stalled >= au - LEFT_OUT {
+        return None;
+    }
+    let steps = training.epochs.iter().map(|e| e.steps).max().filter(|steps| *steps > 0)?;
+    let steps = match steps {
+        1 => "1 step".to_owned(),
+        steps => format!("{} steps", count(steps)),
+    };
+    Some(format!(
+        "the rule leaves out each epoch's first step, which waits longest, and epochs here have at most {steps}"
+    ))
+}
+
 fn of_training(training: &Training) -> String {
-    let who = format!("{} emulated {}", training.accelerators, training.accelerator);
+    let who = format!("{} emulated {}", training.accelerators, machine(&training.accelerator));
     let (model, read) = (&training.model, rate(training.bytes_per_s));
     let needed = rate(training.needed_bytes_per_s);
     let threshold = goal(training.au_threshold_ratio);
+    let them = if training.accelerators == 1 { "it" } else { "them" };
+    let they = if training.accelerators == 1 { "it" } else { "they" };
+    let waited = stalled(training).map(|s| format!("waited {} of all time", percent(s)));
     match (training.au_ratio, training.passed) {
-        (Some(au), Some(true)) => {
-            format!("storage keeps {who} fed on {model}: {} busy, {threshold} needed, reading {read}", percent(au))
+        (Some(au), Some(true)) => match (left_out(training), waited) {
+            (Some(why), Some(waited)) => format!(
+                "{who} on {model} {} MLPerf's rule, {} utilization with {threshold} needed, yet {waited}: {why}",
+                if training.accelerators == 1 { "passes" } else { "pass" },
+                percent(au)
+            ),
+            _ => format!(
+                "storage keeps {who} fed on {model}: {} utilization, {threshold} needed, reading {read}",
+                percent(au)
+            ),
+        },
+        (Some(au), _) => {
+            let waited = waited.map_or_else(String::new, |waited| format!(", {they} {waited}"));
+            format!(
+                "storage starves {who} on {model}: {} utilization, {threshold} needed{waited}; storage gave {read} of the \
+                 {needed} that would keep {them} busy",
+                percent(au)
+            )
         }
-        (Some(au), _) => format!(
-            "storage starves {who} on {model}: {} busy, {threshold} needed; it gave {read} of the {needed} they ask for",
-            percent(au)
-        ),
         (None, _) => format!("{who} on {model} ran too short to judge, no epoch had two steps; storage gave {read}"),
     }
 }
@@ -210,23 +252,29 @@ fn of_kv(kv: &Kv) -> String {
     let mut clauses = Vec::new();
     // Compared at the highest percentile both sides support.
     let against = |base: &gpufeed_schema::Latency| {
-        let pairs = [(ttft.p99_ns, base.p99_ns), (ttft.p50_ns, base.p50_ns)];
-        pairs.into_iter().find_map(|(a, b)| Some((a? as f64, b? as f64))).filter(|(a, b)| *a > 0.0 && *b > 0.0)
+        let of = |l: &gpufeed_schema::Latency| [l.p99_ns.map(|v| v as f64), l.p50_ns.map(|v| v as f64), l.mean_ns];
+        let mut pairs = of(&ttft).into_iter().zip(of(base));
+        pairs.find_map(|(a, b)| Some((a?, b?))).filter(|(a, b)| *a > 0.0 && *b > 0.0)
     };
-    let (name, value) = match (ttft.p99_ns, ttft.p50_ns) {
-        (Some(p99), _) => ("TTFT p99", Some(p99)),
-        (None, p50) => ("TTFT p50", p50),
-    };
-    clauses.push(format!("{name} {}", nanos(value)));
+    clauses.push(match ttft.count {
+        1.. => format!("TTFT {}", typical_words(&ttft)),
+        0 => "no request got its first token in the window".to_owned(),
+    });
     if let Some((ours, theirs)) = kv.baselines.no_cache.as_ref().and_then(|b| against(&b.ttft.summary)) {
-        clauses.push(if theirs >= ours {
+        clauses.push(if (theirs / ours - 1.0).abs() < SAME {
+            "the same as recomputing".to_owned()
+        } else if theirs > ours {
             format!("{} shorter than recomputing", times(theirs / ours))
         } else {
             format!("{} longer than recomputing", times(ours / theirs))
         });
     }
     if let Some((ours, theirs)) = kv.baselines.ideal_storage.as_ref().and_then(|b| against(&b.ttft.summary)) {
-        clauses.push(format!("{} that of ideal storage", times(ours / theirs)));
+        clauses.push(if (ours / theirs - 1.0).abs() < SAME {
+            "the same as on ideal storage".to_owned()
+        } else {
+            format!("{} that of ideal storage", times(ours / theirs))
+        });
     }
     let mut text = clauses.join(", ");
     if kv.gpu.total_ns > 0 {
@@ -259,8 +307,10 @@ fn left_over(failed: u64, unfinished: u64, what: &str) -> String {
     match (failed, unfinished) {
         (0, 0) => String::new(),
         (failed, 0) => format!("; {} {what} failed", count(failed)),
-        (0, unfinished) => format!("; {} {what} unfinished", count(unfinished)),
-        (failed, unfinished) => format!("; {} {what} failed, {} unfinished", count(failed), count(unfinished)),
+        (0, unfinished) => format!("; {} {what} unfinished at the end", count(unfinished)),
+        (failed, unfinished) => {
+            format!("; {} {what} failed, {} unfinished at the end", count(failed), count(unfinished))
+        }
     }
 }
 
@@ -269,15 +319,15 @@ fn of_operations(operations: &[Operation]) -> String {
         .iter()
         .map(|o| {
             let bytes = if o.bytes_per_s > 0.0 { format!(", {}", rate(o.bytes_per_s)) } else { String::new() };
-            let (name, value) = match o.response_time.summary {
-                l if l.p99_ns.is_some() => ("p99", l.p99_ns),
-                l => ("p50", l.p50_ns),
+            let time = match o.response_time.summary.count {
+                1.. => format!(", {}", typical_words(&o.response_time.summary)),
+                0 => String::new(),
             };
             let failed = match errors(o) {
                 0 => String::new(),
                 n => format!(", {} failed", count(n)),
             };
-            format!("{} {}/s{bytes}, {name} {}{failed}", o.op, number(o.ops_per_s), nanos(value))
+            format!("{} {}/s{bytes}{time}{failed}", o.op, number(o.ops_per_s))
         })
         .collect();
     if parts.is_empty() { "no operation completed".to_owned() } else { parts.join("; ") }

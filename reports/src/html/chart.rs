@@ -78,20 +78,23 @@ impl Chart {
             let _ = write!(page, "<p>{}</p>", Text(&self.note));
         }
         page.push_str("</figcaption>");
-        if self.series.len() > 1 {
+        // A curve alone needs no key unless it is not what the axis says, which its dashes tell.
+        if self.series.len() > 1 || self.series.iter().any(|s| s.dashed) {
             page.push_str(r#"<div class="keys">"#);
             for (i, series) in self.series.iter().enumerate() {
-                let kind = match (self.stacked, series.dashed) {
-                    (true, _) => "swatch",
-                    (false, true) => "stroke dash",
-                    (false, false) => "stroke",
-                };
-                let _ = write!(
-                    page,
-                    r#"<button type="button" class="key" data-series="{i}" aria-pressed="true"><span class="{kind} c{}"></span>{}</button>"#,
-                    series.slot,
-                    Text(&series.name)
-                );
+                let _ = write!(page, r#"<button type="button" class="key" data-series="{i}" aria-pressed="true">"#);
+                let slot = series.slot;
+                if self.stacked {
+                    let _ = write!(page, r#"<span class="swatch c{slot}"></span>"#);
+                } else {
+                    // Drawn as the curve is, since dashes differ by more than color.
+                    let dash = if series.dashed { " dash" } else { "" };
+                    let _ = write!(
+                        page,
+                        r#"<svg class="stroke" viewBox="0 0 30 8" role="img" aria-label="its line"><path class="line{dash} c{slot}" d="M1 4H29"/></svg>"#
+                    );
+                }
+                let _ = write!(page, "{}</button>", Text(&series.name));
             }
             page.push_str("</div>");
         }
@@ -126,12 +129,7 @@ impl Chart {
 
     fn svg(&self, page: &mut String, format: &Format) {
         let (width, height) = format.size;
-        let body = RefCell::new(String::new());
-        let plot = {
-            let root = Canvas::new(&body, format.size).into_drawing_area();
-            // The canvas cannot fail, so neither can drawing on it.
-            self.draw(&root, format, &body).unwrap_or_default()
-        };
+        let (body, plot) = self.drawn(format);
         let [x0, y0, x1, y1] = plot.map(|v| f64::from(v) / f64::from(UNIT));
         let id = format!("{}-{}", self.id, format.class);
         let id = Text(&id);
@@ -141,8 +139,24 @@ impl Chart {
             format.class,
             Text(&self.title),
             Text(self.description()),
-            body.into_inner()
+            body
         );
+    }
+
+    /// The elements of a drawing, and the plot's left, top, right and bottom within it.
+    fn drawn(&self, format: &Format) -> (String, [i32; 4]) {
+        let body = RefCell::new(String::new());
+        let plot = {
+            let root = Canvas::new(&body, format.size).into_drawing_area();
+            // The canvas cannot fail, so neither can drawing on it.
+            self.draw(&root, format, &body).unwrap_or_default()
+        };
+        (body.into_inner(), plot)
+    }
+
+    /// The elements of the wide drawing, and its width and height.
+    pub(super) fn wide(&self) -> (String, (u32, u32)) {
+        (self.drawn(&WIDE).0, WIDE.size)
     }
 
     /// Draws axes and curves; answers the plot's left, top, right and bottom.

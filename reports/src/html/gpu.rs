@@ -8,7 +8,10 @@ use super::axis::{Axis, Scale, Unit};
 use super::chart::{Chart, Series, bar};
 use super::curves::{over_time, slot, solid, values};
 use super::escape::Text;
-use crate::figures::{percent, share};
+use crate::figures::{number, percent, share};
+
+/// A run that took so many times longer than its GPUs' time line had its time scaled.
+const SCALED: f64 = 1.2;
 
 /// One cell's share of a step.
 type Share = fn(&GpuPoint) -> f64;
@@ -32,23 +35,32 @@ pub(super) fn partition(page: &mut String, rows: &[(&str, &GpuTime)]) {
     if rows.is_empty() {
         return;
     }
+    let of_use = rows.iter().any(|(_, gpu)| gpu.useful_ratio.is_some());
     page.push_str(concat!(
         r#"<h3>Where GPU time goes</h3><p class="fine">Emulated GPUs; their times are estimates of the model whose inputs "#,
-        r#"are listed below. <em>Useful</em> is the busy time ideal storage would need for the same completed work, of the "#,
-        r#"time with work to do; <em>busy</em> counts recomputing as work, so a starved GPU can look busy.</p>"#,
-        r#"<div class="scroll" tabindex="0" role="group" aria-label="Shares of time"><table class="bars"><caption class="unseen">Partition of GPU time</caption><thead><tr><th scope="col">storage</th>"#,
-        r#"<th scope="col" class="wide-cell">share of GPU time</th><th scope="col">useful</th><th scope="col">busy</th></tr></thead><tbody>"#
+        r#"are listed below. "#
     ));
+    page.push_str(if of_use {
+        "<em>Useful</em> is the busy time ideal storage would need for the same completed work, of the time with work to \
+         do; <em>busy</em> counts recomputing as work, so a starved GPU can look busy."
+    } else {
+        "<em>Busy</em> is all but stalls and no work."
+    });
+    page.push_str(concat!(
+        r#"</p><div class="scroll" tabindex="0" role="group" aria-label="Shares of time"><table class="bars"><caption class="unseen">Partition of GPU time</caption><thead><tr><th scope="col">storage</th>"#,
+        r#"<th scope="col" class="wide-cell">share of GPU time</th>"#
+    ));
+    page.push_str(if of_use { r#"<th scope="col">useful</th>"# } else { "" });
+    page.push_str(r#"<th scope="col">busy</th></tr></thead><tbody>"#);
     let used: Vec<bool> = (0..7).map(|i| rows.iter().any(|(_, gpu)| cells(gpu)[i].2 > 0.0)).collect();
     for (name, gpu) in &rows {
         let _ = write!(page, r#"<tr><th scope="row">{}</th><td class="wide-cell">"#, Text(name));
         stacked_bar(page, &cells(gpu));
-        let _ = write!(
-            page,
-            r#"</td><td data-name="useful">{}</td><td data-name="busy">{}</td></tr>"#,
-            Text(share(gpu.useful_ratio)),
-            Text(percent(gpu.busy_ratio))
-        );
+        page.push_str("</td>");
+        if of_use {
+            let _ = write!(page, r#"<td data-name="useful">{}</td>"#, Text(share(gpu.useful_ratio)));
+        }
+        let _ = write!(page, r#"<td data-name="busy">{}</td></tr>"#, Text(percent(gpu.busy_ratio)));
     }
     page.push_str("</tbody></table></div>");
     let legend: Vec<_> =
@@ -83,8 +95,10 @@ pub(super) fn keys(page: &mut String, parts: &[(&str, u8, f64)]) {
     page.push_str("</ul>");
 }
 
-pub(super) fn partition_over_time(id: &str, timeline: &[GpuPoint], most_points: usize) -> Chart {
+pub(super) fn partition_over_time(id: &str, duration_s: f64, timeline: &[GpuPoint], most_points: usize) -> Chart {
     let group = timeline.len().div_ceil(most_points).max(1);
+    let step_s = timeline.get(1).map_or(1.0, |p| p.t_s - timeline[0].t_s);
+    let end = timeline.last().map_or(1.0, |p| p.t_s + step_s);
     let figures: [(&str, u8, Share); 7] = [
         ("prefill", slot::BLUE, |p| p.prefill_ratio),
         ("decode", slot::GREEN, |p| p.decode_ratio),
@@ -99,13 +113,20 @@ pub(super) fn partition_over_time(id: &str, timeline: &[GpuPoint], most_points: 
         .map(|(name, slot, figure)| {
             // Steps are equally long, so the mean of their shares is the share of their sum.
             let mean = |c: &[GpuPoint]| (c[0].t_s, Some(c.iter().map(figure).sum::<f64>() / c.len() as f64));
-            solid(name, slot, timeline.chunks(group).map(mean).collect())
+            let mut points: Vec<_> = timeline.chunks(group).map(mean).collect();
+            // The last step reaches to the end of the window.
+            points.extend(points.last().map(|(_, share)| (end, *share)));
+            solid(name, slot, points)
         })
         .filter(|s| values(std::slice::from_ref(s)).any(|v| v > 0.0))
         .collect();
-    let note = "Share of all workers' time in each step.".to_owned();
+    let mut note = "Share of all workers' time in each step.".to_owned();
+    if end * SCALED < duration_s {
+        let _ = write!(note, " Seconds of the emulated GPUs; the run took {} s.", number(duration_s));
+    }
     let (scale, unit) = (Scale::Linear, Unit::Ratio);
     let mut chart = over_time(format!("{id}-gpu"), "GPU time over time", note, scale, unit, "GPU time", series);
+    chart.x = Axis::fixed(Unit::Seconds, 0.0, end);
     chart.y = Axis::fixed(Unit::Ratio, 0.0, 1.0);
     chart.stacked = true;
     chart

@@ -11,30 +11,29 @@ use super::curves::{abscissas, ladder, over_time, percentiles, slot, solid, valu
 use super::escape::Text;
 use super::gpu::{keys, partition, partition_over_time, stacked_bar};
 use super::tables;
-use crate::figures::{count, goal, nanos, number, percent, rate, share, size};
-use crate::verdict::headline;
+use crate::figures::{DASH, count, goal, machine, nanos, number, or_dash, percent, rate, share, size, typical};
+use crate::verdict::{headline, left_out, stalled};
 
 /// Most operations that get curves of their own; the table has them all.
 const MOST_CURVES: usize = 3;
 
 /// Writes a member's section, with at most `most_points` points for each curve over time.
-pub(super) fn section(page: &mut String, index: usize, member: &Member, most_points: usize) {
+pub(super) fn section(page: &mut String, index: usize, member: &Member, most_points: usize, single: bool) {
     let id = format!("m{index}");
-    let _ = write!(
-        page,
-        r#"<section class="member" id="{id}"><h2>{}</h2><p class="lead">{}.</p>"#,
-        Text(title(&member.name)),
-        Text(capitalized(&headline(member)))
-    );
+    let _ = write!(page, r#"<section class="member" id="{id}"><h2>{}</h2>"#, Text(title(&member.name)));
+    // One member's headline stands at the top of the page already.
+    if !single {
+        let _ = write!(page, r#"<p class="lead">{}.</p>"#, Text(capitalized(&headline(member))));
+    }
     let _ = write!(page, r#"<p class="fine">{}</p>"#, Text(conditions(member)));
     if let Some(training) = &member.training {
         of_training(page, &id, training, most_points);
     }
     if let Some(kv) = &member.kv {
-        of_kv(page, &id, kv, most_points);
+        of_kv(page, &id, member.duration_s, kv, most_points);
     }
     if let Some(rag) = &member.rag {
-        of_rag(page, &id, rag, most_points);
+        of_rag(page, &id, member.duration_s, rag, most_points);
     }
     if let Some(checkpoint) = member.checkpoint.as_ref().filter(|c| c.write.is_some() || c.read.is_some()) {
         tables::checkpoint(page, checkpoint);
@@ -65,12 +64,18 @@ pub(super) fn title(name: &str) -> String {
         "kv" => "KV cache".to_owned(),
         "rag" => "RAG".to_owned(),
         "ops" => "Plain load".to_owned(),
-        other => capitalized(other),
+        other => match other.strip_prefix("ops-").and_then(|rest| rest.rsplit_once("-x")) {
+            Some((size, depth)) => format!("{size} at depth {depth}"),
+            None => capitalized(other),
+        },
     }
 }
 
 fn conditions(member: &Member) -> String {
     let load = match member.load {
+        ClosedOrOpen::Closed if member.training.is_some() => {
+            "closed loop: loaders read ahead as far as their queues allow".to_owned()
+        }
         ClosedOrOpen::Closed => "closed loop: an operation starts when one ends".to_owned(),
         ClosedOrOpen::Open { offered_per_s: Some(offered) } => {
             format!("open loop: {} per second offered, whatever the target does", number(offered))
@@ -80,7 +85,7 @@ fn conditions(member: &Member) -> String {
     format!("Measured for {} s; {load}.", number(member.duration_s))
 }
 
-fn latency_by_percentile(id: &str, operations: &[Operation]) -> Chart {
+pub(super) fn latency_by_percentile(id: &str, operations: &[Operation]) -> Chart {
     let mut busiest: Vec<&Operation> = operations.iter().filter(|o| o.count > 0).collect();
     busiest.sort_by_key(|o| std::cmp::Reverse(o.count));
     let slots = [slot::BLUE, slot::VERMILION, slot::GREEN];
@@ -90,7 +95,7 @@ fn latency_by_percentile(id: &str, operations: &[Operation]) -> Chart {
         let response = solid(format!("{} response", operation.op), slot, ladder(&operation.response_time));
         series.push(Series { dashed: true, ..response });
     }
-    series.retain(|s| s.points.len() > 1);
+    series.retain(shows_median);
     let mut note =
         "Service time runs from the actual send, response time from the intended start; a curve ends where fewer than \
          ten samples lie beyond."
@@ -138,7 +143,10 @@ fn in_time(id: &str, steps: &Steps, most_points: usize) -> Vec<Chart> {
         return Vec::new();
     }
     let span = format!("Steps of {}", show_nanos(steps.step_s * group as f64 * 1e9));
-    let curve = |figure: &dyn Fn(&Merged) -> Option<f64>| points.iter().map(|p| (p.t_s, figure(p))).collect::<Vec<_>>();
+    // A step stands in its middle.
+    let at = |p: &Merged| p.t_s + p.span_s / 2.0;
+    let end = points.iter().map(|p| p.t_s + p.span_s).fold(0.0, f64::max);
+    let curve = |figure: &dyn Fn(&Merged) -> Option<f64>| points.iter().map(|p| (at(p), figure(p))).collect::<Vec<_>>();
     let moves = points.iter().any(|p| p.bytes > 0.0);
     let (title, unit, y_name) = if moves {
         ("Throughput over time", Unit::BytesPerSecond, "payload per second")
@@ -160,14 +168,15 @@ fn in_time(id: &str, steps: &Steps, most_points: usize) -> Vec<Chart> {
     let mut latency = vec![
         solid("p50", slot::BLUE, curve(&|p| p.p50_ns.map(|v| v as f64))),
         solid("p99", slot::AMBER, curve(&|p| p.p99_ns.map(|v| v as f64))),
-        solid("max", slot::VERMILION, curve(&|p| p.max_ns.map(|v| v as f64))),
+        solid("longest", slot::VERMILION, curve(&|p| p.max_ns.map(|v| v as f64))),
     ];
     latency[2].dashed = true;
     latency.retain(|s| s.points.iter().any(|(_, y)| y.is_some()));
+    let few = if latency.len() < 3 { "; a percentile only where a step has operations enough" } else { "" };
     charts.push(over_time(
         format!("{id}-latency-time"),
         "Response time over time",
-        format!("{span}{highest}."),
+        format!("{span}{highest}{few}."),
         Scale::Log,
         Unit::Nanos,
         "response time",
@@ -184,6 +193,9 @@ fn in_time(id: &str, steps: &Steps, most_points: usize) -> Vec<Chart> {
     };
     let (title, y_name) = ("Operations in flight", "operations");
     charts.push(over_time(format!("{id}-flight"), title, note, Scale::Linear, Unit::Count, y_name, flight));
+    for chart in &mut charts {
+        chart.x = Axis::fixed(Unit::Seconds, 0.0, end);
+    }
     charts
 }
 
@@ -197,12 +209,18 @@ fn tile(page: &mut String, name: &str, value: &str, aside: &str) {
     );
 }
 
+/// The highest figure of a latency that the sample supports.
+fn typical_tile(page: &mut String, what: &str, latency: &Latency, aside: &str) {
+    let (name, value) = typical(latency);
+    tile(page, &format!("{what}, {name}"), &or_dash(value, show_nanos), aside);
+}
+
 fn of_training(page: &mut String, id: &str, training: &Training, most_points: usize) {
     page.push_str(r#"<dl class="tiles">"#);
     let threshold = goal(training.au_threshold_ratio);
     let judged = match training.passed {
-        Some(true) => format!("passes the {threshold} threshold"),
-        Some(false) => format!("misses the {threshold} threshold"),
+        Some(true) => format!("by MLPerf's rule; passes the {threshold} threshold"),
+        Some(false) => format!("by MLPerf's rule; misses the {threshold} threshold"),
         None => "too short to judge".to_owned(),
     };
     tile(page, "Accelerator utilization", &share(training.au_ratio), &judged);
@@ -210,24 +228,38 @@ fn of_training(page: &mut String, id: &str, training: &Training, most_points: us
         page,
         "Samples",
         &format!("{}/s", number(training.samples_per_s)),
-        &format!("{} on {} accelerators", training.model, training.accelerators),
+        &format!("{} on {} × {} (emulated)", training.model, training.accelerators, machine(&training.accelerator)),
     );
     tile(
         page,
         "Read",
         &rate(training.bytes_per_s),
-        &format!("{} would keep every accelerator busy", rate(training.needed_bytes_per_s)),
+        &format!("{} would keep all of them busy all the time", rate(training.needed_bytes_per_s)),
     );
     let total = training.compute_s + training.stall_s;
-    let stalled = (total > 0.0).then(|| training.stall_s / total);
-    tile(page, "Stalled", &share(stalled), &format!("of {} accelerator-seconds", number(total)));
+    let idle = stalled(training);
+    tile(
+        page,
+        "Stalled, waiting for data",
+        &share(idle),
+        &format!("of {} accelerator-seconds, all steps", number(total)),
+    );
     page.push_str("</dl>");
+    // Where the run passes, its headline says so.
+    if let Some(why) = left_out(training).filter(|_| training.passed != Some(true)) {
+        let _ = write!(
+            page,
+            r#"<p class="fine">Utilization and stall do not add up to 100%: {}. Over all steps the accelerators computed {} of the time.</p>"#,
+            Text(why),
+            Text(share(idle.map(|idle| 1.0 - idle)))
+        );
+    }
     if let Some(au) = training.au_ratio {
         page.push_str(r#"<div class="scroll" tabindex="0" role="group" aria-label="Shares of time"><table class="bars"><caption>Accelerator utilization against its threshold</caption><tbody>"#);
         let _ = write!(
             page,
             r#"<tr><th scope="row">{}</th><td class="wide-cell">"#,
-            Text(format!("{} × {} (emulated)", training.accelerators, training.accelerator))
+            Text(format!("{} × {} (emulated)", training.accelerators, machine(&training.accelerator)))
         );
         let label = format!("{} of the time computing, {threshold} needed", percent(au));
         let slot = if training.passed == Some(false) { slot::VERMILION } else { slot::GREEN };
@@ -239,13 +271,35 @@ fn of_training(page: &mut String, id: &str, training: &Training, most_points: us
         );
     }
     page.push_str(r#"<div class="charts">"#);
+    accelerators_over_time(id, training, most_points).figure(page);
+    let mut steps = vec![solid("step", slot::BLUE, ladder(&training.step_time))];
+    steps.retain(shows_median);
+    let note = "One step of all accelerators in lock-step, from batch to batch.".to_owned();
+    percentiles(format!("{id}-steps"), "Step time by percentile", note, "step time", steps).figure(page);
+    page.push_str("</div>");
+    if training.epochs.len() > 1 {
+        tables::epochs(page, &training.epochs);
+    }
+}
+
+/// Whether a curve over percentiles reaches the median: less of one says nothing.
+fn shows_median(series: &Series) -> bool {
+    series.points.len() > 1 && series.points.last().is_some_and(|(quantile, _)| *quantile >= 0.499)
+}
+
+pub(super) fn accelerators_over_time(id: &str, training: &Training, most_points: usize) -> Chart {
     let group = training.timeline.len().div_ceil(most_points).max(1);
+    let step_s = training.timeline.get(1).map_or(1.0, |p| p.t_s);
     let computing: Vec<(f64, Option<f64>)> = training
         .timeline
         .chunks(group)
-        .map(|c| (c[0].t_s, Some(c.iter().map(|p| p.compute_ratio).sum::<f64>() / c.len() as f64)))
+        .map(|c| {
+            let share = c.iter().map(|p| p.compute_ratio).sum::<f64>() / c.len() as f64;
+            (c[0].t_s + step_s * c.len() as f64 / 2.0, Some(share))
+        })
         .collect();
-    let limit = computing.iter().map(|(t, _)| (*t, Some(training.au_threshold_ratio))).collect();
+    let end = training.timeline.last().map_or(1.0, |p| p.t_s + step_s);
+    let limit = [0.0, end].map(|t| (t, Some(training.au_threshold_ratio))).to_vec();
     let busy = Series { shaded: true, ..solid("computing", slot::GREEN, computing) };
     let threshold = Series { dashed: true, ..solid("threshold", slot::VERMILION, limit) };
     let note = "Share of accelerator time spent computing; the rest waits for data or for the slowest peer.".to_owned();
@@ -258,15 +312,9 @@ fn of_training(page: &mut String, id: &str, training: &Training, most_points: us
         "computing",
         vec![busy, threshold],
     );
+    chart.x = Axis::fixed(Unit::Seconds, 0.0, end);
     chart.y = Axis::fixed(Unit::Ratio, 0.0, 1.0);
-    chart.figure(page);
-    let steps = vec![solid("step", slot::BLUE, ladder(&training.step_time))];
-    let note = "One step of all accelerators in lock-step, from batch to batch.".to_owned();
-    percentiles(format!("{id}-steps"), "Step time by percentile", note, "step time", steps).figure(page);
-    page.push_str("</div>");
-    if training.epochs.len() > 1 {
-        tables::epochs(page, &training.epochs);
-    }
+    chart
 }
 
 fn baselines(kv: &Kv) -> Vec<(&'static str, u8, &Baseline)> {
@@ -279,10 +327,11 @@ fn baselines(kv: &Kv) -> Vec<(&'static str, u8, &Baseline)> {
     all.into_iter().filter_map(|(name, slot, b)| b.as_ref().map(|b| (name, slot, b))).collect()
 }
 
-fn of_kv(page: &mut String, id: &str, kv: &Kv, most_points: usize) {
+fn of_kv(page: &mut String, id: &str, duration_s: f64, kv: &Kv, most_points: usize) {
     page.push_str(r#"<dl class="tiles">"#);
     let ttft = &kv.ttft.summary;
-    tile(page, "Time to first token, p99", &nanos(ttft.p99_ns), &format!("p50 {}", nanos(ttft.p50_ns)));
+    let of = format!("of {} of {} requests; p50 {}", count(ttft.count), count(kv.requests), nanos(ttft.p50_ns));
+    typical_tile(page, "Time to first token", ttft, &of);
     let slo = if kv.slo.ttft_ns.is_some() || kv.slo.tpot_ns.is_some() {
         format!("{} requests/s inside the SLO", number(kv.goodput_per_s))
     } else {
@@ -293,7 +342,10 @@ fn of_kv(page: &mut String, id: &str, kv: &Kv, most_points: usize) {
     tile(page, "Prompt tokens not prefilled", &share(kv.token_hit_ratio), &aside);
     if kv.gpu.total_ns > 0 {
         let aside = format!("stalled on storage {}", percent(kv.gpu.storage_stall_ratio));
-        tile(page, "GPU useful", &share(kv.gpu.useful_ratio), &aside);
+        match kv.gpu.useful_ratio {
+            Some(useful) => tile(page, "GPU useful", &percent(useful), &aside),
+            None => tile(page, "GPU busy", &percent(kv.gpu.busy_ratio), &aside),
+        }
     }
     page.push_str("</dl>");
     let others = baselines(kv);
@@ -303,14 +355,20 @@ fn of_kv(page: &mut String, id: &str, kv: &Kv, most_points: usize) {
     tables::baselines(page, kv, &others);
 
     page.push_str(r#"<div class="charts">"#);
-    partition_over_time(id, &kv.timeline, most_points).figure(page);
+    partition_over_time(id, duration_s, &kv.timeline, most_points).figure(page);
     let mut series = vec![solid("this run", slot::BLUE, ladder(&kv.ttft))];
     for (name, slot, baseline) in &others {
         series.push(Series { dashed: true, ..solid(*name, *slot, ladder(&baseline.ttft)) });
     }
-    series.retain(|s| s.points.len() > 1);
-    let note = "The same trace on other storage, in virtual time: dashed.".to_owned();
-    percentiles(format!("{id}-ttft"), "Time to first token against the baselines", note, "TTFT", series).figure(page);
+    series.retain(shows_median);
+    let (title, note) = match others.is_empty() {
+        true => ("Time to first token by percentile", String::new()),
+        false => (
+            "Time to first token against the baselines",
+            "Dashed: the same trace on other storage, in virtual time.".to_owned(),
+        ),
+    };
+    percentiles(format!("{id}-ttft"), title, note, "TTFT", series).figure(page);
     waterfall(page, kv);
     break_even(id, kv).figure(page);
     page.push_str("</div>");
@@ -323,10 +381,11 @@ fn of_kv(page: &mut String, id: &str, kv: &Kv, most_points: usize) {
             ("host memory", slot::SKY, tiers.g2),
             ("local drive", slot::PURPLE, tiers.g3),
             ("target", slot::GREEN, tiers.g4),
-            ("nowhere", slot::GRAY, tiers.miss),
+            ("nowhere, so prefilled", slot::GRAY, tiers.miss),
         ]
         .into_iter()
         .map(|(name, slot, tokens)| (name, slot, tokens as f64 / all))
+        .filter(|(name, _, share)| *share > 0.0 || *name == "target")
         .collect();
         page.push_str("<h3>Where prompt tokens were found</h3>");
         stacked_bar(page, &parts);
@@ -406,15 +465,21 @@ fn waterfall(page: &mut String, kv: &Kv) {
     steps(page, "Where time to first token goes", note, &parts);
 }
 
-fn of_rag(page: &mut String, id: &str, rag: &Rag, most_points: usize) {
+fn of_rag(page: &mut String, id: &str, duration_s: f64, rag: &Rag, most_points: usize) {
     page.push_str(r#"<dl class="tiles">"#);
     let aside = format!("{} of {} completed", count(rag.completed), count(rag.queries));
     tile(page, "Queries", &format!("{}/s", number(rag.queries_per_s)), &aside);
     let (retrieve, ttft) = (&rag.retrieve.summary, &rag.ttft.summary);
-    tile(page, "Retrieve, p50", &nanos(retrieve.p50_ns), &format!("p99 {}", nanos(retrieve.p99_ns)));
-    tile(page, "Time to first token, p50", &nanos(ttft.p50_ns), &format!("p99 {}", nanos(ttft.p99_ns)));
-    let recall =
-        rag.recall_ratio.map_or_else(|| "recall not measured".to_owned(), |r| format!("recall {}", percent(r)));
+    let p50 = |latency: &Latency| match (latency.p99_ns, latency.p50_ns) {
+        (Some(_), p50) => format!("p50 {}", nanos(p50)),
+        (None, _) => format!("p99 {DASH}: too few queries"),
+    };
+    typical_tile(page, "Retrieve", retrieve, &p50(retrieve));
+    typical_tile(page, "Time to first token", ttft, &p50(ttft));
+    let recall = rag.recall_ratio.map_or_else(
+        || "recall not measured: the index holds no real vectors".to_owned(),
+        |r| format!("recall {}", percent(r)),
+    );
     tile(page, "Retrieve share of TTFT", &share(rag.retrieve_share_ratio), &recall);
     page.push_str("</dl>");
     if let Some(ratio) = rag.retrieve_share_ratio.filter(|r| r.is_finite()) {
@@ -429,10 +494,11 @@ fn of_rag(page: &mut String, id: &str, rag: &Rag, most_points: usize) {
         solid("retrieve", slot::VERMILION, ladder(&rag.retrieve)),
         solid("first token", slot::BLUE, ladder(&rag.ttft)),
     ];
-    series.retain(|s| s.points.len() > 1);
+    series[0].dashed = true;
+    series.retain(shows_median);
     let note = "From a query's arrival to all its passages fetched, and to its first token.".to_owned();
     percentiles(format!("{id}-rag"), "Retrieve and first token by percentile", note, "latency", series).figure(page);
-    partition_over_time(id, &rag.timeline, most_points).figure(page);
+    partition_over_time(id, duration_s, &rag.timeline, most_points).figure(page);
     page.push_str("</div>");
     tables::rag_details(page, rag);
     tables::inputs(page, &rag.inputs);

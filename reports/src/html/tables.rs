@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use gpufeed_profiles::units::show_nanos;
 use gpufeed_schema::{
-    Baseline, Checkpoint, Claim, ClaimStatus, Client, Epoch, Host, Interference, Kv, Operation, Rag, Validity,
+    Baseline, Checkpoint, Claim, ClaimStatus, Client, Epoch, Host, Interference, Kv, Member, Operation, Rag, Validity,
     ValidityStatus,
 };
 
 use super::escape::Text;
-use super::member::capitalized;
+use super::member::{capitalized, title};
 use crate::claims::figure as in_unit;
-use crate::figures::{DASH, count, errors, nanos, number, or_dash, percent, rate, share, size};
+use crate::figures::{DASH, count, errors, machine, nanos, number, or_dash, percent, rate, share, size};
 
 /// Opens a table that scrolls inside its own container. Columns but those in `texts` are figures.
 fn open(page: &mut String, caption: &str, sortable: bool, columns: &[&str], texts: &[usize]) {
@@ -164,6 +165,7 @@ pub(super) fn baselines(page: &mut String, kv: &Kv, others: &[(&'static str, u8,
     }
     let columns = [
         "storage",
+        "TTFT mean",
         "TTFT p50",
         "TTFT p99",
         "output tokens/s",
@@ -175,6 +177,7 @@ pub(super) fn baselines(page: &mut String, kv: &Kv, others: &[(&'static str, u8,
     let mut one =
         |name: &str, ttft: &gpufeed_schema::Latency, tokens: f64, goodput: f64, hits: Option<f64>, stall: f64| {
             head(page, name);
+            sorted(page, ttft.mean_ns, &or_dash(ttft.mean_ns, show_nanos));
             sorted(page, ttft.p50_ns.map(|v| v as f64), &nanos(ttft.p50_ns));
             sorted(page, ttft.p99_ns.map(|v| v as f64), &nanos(ttft.p99_ns));
             sorted(page, Some(tokens), &number(tokens));
@@ -196,7 +199,7 @@ pub(super) fn baselines(page: &mut String, kv: &Kv, others: &[(&'static str, u8,
 pub(super) fn kv_details(page: &mut String, kv: &Kv) {
     page.push_str("<details><summary>All figures of this run</summary>");
     open(page, "Requests and tokens", false, &["figure", "value"], &[0]);
-    let workers = format!("{} × {} × {}", kv.workers, kv.tp, kv.gpu_kind);
+    let workers = format!("{} × {} × {}", kv.workers, kv.tp, machine(&kv.gpu_kind));
     let block = format!("{} tokens, {}", count(kv.block_tokens), size(kv.block_bytes));
     let goal = |name: &str, ns: Option<u64>| ns.map(|_| format!("{name} ≤ {}", nanos(ns)));
     let goals: Vec<String> =
@@ -282,15 +285,24 @@ pub(super) fn inputs(page: &mut String, inputs: &BTreeMap<String, String>) {
     page.push_str("</details>");
 }
 
-/// Vendors' claims.
+/// Vendors' claims: those this run decides, and below a fold those it does not.
 pub(super) fn claims(page: &mut String, claims: &[Claim]) {
-    open(
-        page,
-        "Claims held against this run",
-        false,
-        &["claim", "outcome", "measured", "needed", "note and source"],
-        &[0, 1, 4],
-    );
+    let decided: Vec<&Claim> = claims.iter().filter(|c| c.status != ClaimStatus::NotMeasurable).collect();
+    let open_ones: Vec<&Claim> = claims.iter().filter(|c| c.status == ClaimStatus::NotMeasurable).collect();
+    if decided.is_empty() {
+        page.push_str(r#"<p class="fine">This run decides none of them; below is what each would need.</p>"#);
+    } else {
+        claim_rows(page, "Claims held against this run", &decided);
+    }
+    if !open_ones.is_empty() {
+        let _ = write!(page, "<details><summary>{} not measurable by this run</summary>", open_ones.len());
+        claim_rows(page, "Claims that this run does not decide", &open_ones);
+        page.push_str("</details>");
+    }
+}
+
+fn claim_rows(page: &mut String, caption: &str, claims: &[&Claim]) {
+    open(page, caption, false, &["claim", "outcome", "measured", "needed", "note and source"], &[0, 1, 4]);
     for claim in claims {
         let (class, word) = match claim.status {
             ClaimStatus::Met => ("good", "met"),
@@ -322,8 +334,44 @@ pub(super) fn interference(page: &mut String, rows: &[Interference]) {
     close(page);
 }
 
-/// Whether the measurement can be trusted.
-pub(super) fn validity(page: &mut String, checks: &[Validity]) {
+/// A check's name in words, without its member's where there is but one.
+fn check_name(check: &str, single: bool) -> String {
+    let name = if single { check.split_once(": ").map_or(check, |(_, name)| name) } else { check };
+    capitalized(&name.replace('-', " "))
+}
+
+/// Whether these are several plain loads and nothing else.
+pub(super) fn are_loads(members: &[Member]) -> bool {
+    let plain = |m: &Member| m.training.is_none() && m.kv.is_none() && m.rag.is_none() && m.checkpoint.is_none();
+    members.len() > 1 && members.iter().all(plain)
+}
+
+/// Plain loads side by side, where there are several.
+pub(super) fn loads(page: &mut String, members: &[Member]) {
+    if !are_loads(members) {
+        return;
+    }
+    let columns = ["load", "operation", "per second", "payload", "response p50", "response p99", "errors"];
+    open(page, "All loads", true, &columns, &[0, 1]);
+    for member in members {
+        for o in &member.operations {
+            let _ = write!(page, r#"<tr><th scope="row">{}</th>"#, Text(title(&member.name)));
+            words(page, &o.op);
+            sorted(page, Some(o.ops_per_s), &number(o.ops_per_s));
+            sorted(page, Some(o.bytes_per_s), &if o.bytes > 0 { rate(o.bytes_per_s) } else { DASH.to_owned() });
+            let response = &o.response_time.summary;
+            for value in [response.p50_ns, response.p99_ns] {
+                sorted(page, value.map(|v| v as f64), &nanos(value));
+            }
+            sorted(page, Some(errors(o) as f64), &count(errors(o)));
+            page.push_str("</tr>");
+        }
+    }
+    close(page);
+}
+
+/// Whether the measurement can be trusted; `single` where one member is all there is.
+pub(super) fn validity(page: &mut String, checks: &[Validity], single: bool) {
     let mut checks: Vec<&Validity> = checks.iter().collect();
     checks.sort_by_key(|c| std::cmp::Reverse(c.status));
     open(page, "Checks of the measurement itself", false, &["check", "outcome", "detail"], &[0, 1, 2]);
@@ -334,7 +382,7 @@ pub(super) fn validity(page: &mut String, checks: &[Validity]) {
             ValidityStatus::Warn => ("warn", "doubtful"),
             ValidityStatus::Fail => ("bad", "failed"),
         };
-        head(page, &check.check);
+        head(page, &check_name(&check.check, single));
         let _ = write!(page, r#"<td class="text"><span class="chip {class}">{word}</span></td>"#);
         words(page, &check.detail);
         page.push_str("</tr>");
@@ -360,9 +408,8 @@ pub(super) fn hosts(page: &mut String, hosts: &[Host]) {
 /// The processes, and how near their limits they were.
 pub(super) fn clients(page: &mut String, clients: &[Client]) {
     let columns = ["process", "cores", "CPU", "waited for CPU", "stolen", "ceiling", "ceiling ops/s", "peak memory"];
-    open(page, "Processes and their own limits", false, &columns, &[0]);
-    for c in clients {
-        let cells = [
+    let cells = |c: &Client| {
+        [
             count(c.cores.into()),
             percent(c.cpu_ratio),
             share(c.run_wait_ratio),
@@ -370,8 +417,15 @@ pub(super) fn clients(page: &mut String, clients: &[Client]) {
             or_dash(c.ceiling_bytes_per_s, rate),
             or_dash(c.ceiling_ops_per_s, number),
             c.peak_memory_bytes.map_or_else(|| DASH.to_owned(), size),
-        ];
-        row(page, &c.role, &cells);
+        ]
+    };
+    // What nobody knows takes no column.
+    let known: Vec<usize> = (0..columns.len() - 1).filter(|i| clients.iter().any(|c| cells(c)[*i] != DASH)).collect();
+    let shown: Vec<&str> = std::iter::once(columns[0]).chain(known.iter().map(|i| columns[i + 1])).collect();
+    open(page, "Processes and their own limits", false, &shown, &[0]);
+    for c in clients {
+        let cells = cells(c);
+        row(page, &c.role, &known.iter().map(|i| cells[*i].clone()).collect::<Vec<_>>());
     }
     close(page);
 }

@@ -192,3 +192,37 @@ fn the_verdict_is_the_first_thing_said() {
     assert!(page.contains("<h1>Interrupted, results are partial. Client-limited.</h1>"));
     assert!(page.contains("Nothing was measured."));
 }
+
+#[test]
+fn a_picture_is_small_well_formed_and_needs_nothing_else() {
+    for (name, report) in all() {
+        let mut picture = Vec::new();
+        gpufeed_reports::html::picture::render(&report, &mut picture).expect("memory takes it");
+        let picture = String::from_utf8(picture).expect("UTF-8");
+        assert!(picture.len() < 60_000, "{name}: {} bytes", picture.len());
+        let (tags, _) =
+            well_formed(&format!("<!DOCTYPE html>{picture}")).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(
+            tags.iter().all(|t| ["svg", "style", "g", "rect", "path", "text", "circle"].contains(&t.name.as_str()))
+        );
+        assert!(!picture.contains("href") && !picture.contains("url(") && !picture.contains("NaN"), "{name}");
+    }
+}
+
+#[test]
+fn several_plain_loads_are_one_table() {
+    let mut report = fixtures::quick(3);
+    let operations = report.members[2].operations.clone();
+    let load = |name: &str| gpufeed_schema::Member {
+        name: name.into(),
+        operations: operations.clone(),
+        ..gpufeed_schema::Member::default()
+    };
+    report.members = vec![load("ops-4KiB-x1"), load("ops-4KiB-x16")];
+    let page = html(&report);
+    well_formed(&page).expect("well formed");
+    let table = page.split("<caption>All loads</caption>").nth(1).and_then(|t| t.split("</table>").next());
+    let table = table.expect("a table");
+    assert!(table.contains("4KiB at depth 1<") && table.contains("4KiB at depth 16<"));
+    assert!(!html(&fixtures::quick(3)).contains("All loads"));
+}

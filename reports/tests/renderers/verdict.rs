@@ -2,7 +2,7 @@
 
 use gpufeed_reports::claims;
 use gpufeed_reports::verdict::{Inputs, headline, sentence, verdict};
-use gpufeed_schema::{ClaimStatus, ClosedOrOpen, Member, Verdict};
+use gpufeed_schema::{ClaimStatus, ClosedOrOpen, Latency, Member, Verdict};
 
 use crate::fixtures;
 
@@ -145,17 +145,20 @@ fn headlines_hold_each_members_figures() {
     assert_eq!(
         all,
         [
-            "storage keeps 4 emulated h100 fed on unet3d: 93.1% busy, 90% needed, reading 851 MB/s",
+            "storage keeps 4 emulated H100 fed on unet3d: 93.1% utilization, 90% needed, reading 851 MB/s",
             "TTFT p99 1.04 s, 6.03× shorter than recomputing, 2.23× that of ideal storage; emulated GPUs useful 71.4% of \
-             the time and stalled on storage 13.0%; 22 requests unfinished",
-            "retrieval takes 37.4% of the time to first token, 21.7 ms of 58.9 ms at p50, recall 95.3%; 2 queries unfinished",
+             the time and stalled on storage 13.0%; 22 requests unfinished at the end",
+            "retrieval takes 37.4% of the time to first token, 21.7 ms of 58.9 ms at p50, recall 95.3%; 2 queries unfinished \
+             at the end",
         ]
     );
     let training = report.members[0].training.as_mut().expect("training");
+    (training.compute_s, training.stall_s) = (61.0, 39.0);
     (training.au_ratio, training.passed) = (Some(0.61), Some(false));
     assert_eq!(
         headline(&report.members[0]),
-        "storage starves 4 emulated h100 on unet3d: 61.0% busy, 90% needed; it gave 851 MB/s of the 914 MB/s they ask for"
+        "storage starves 4 emulated H100 on unet3d: 61.0% utilization, 90% needed, they waited 39.0% of all time; storage \
+         gave 851 MB/s of the 914 MB/s that would keep them busy"
     );
     let plain = Member { operations: report.members[1].operations.clone(), ..Member::default() };
     assert!(headline(&plain).starts_with("get 1,041/s, 2.18 GB/s, p99 7.96 ms; put 427/s"), "{}", headline(&plain));
@@ -163,6 +166,37 @@ fn headlines_hold_each_members_figures() {
     assert_eq!(headline(&Member::default()), "no operation completed");
     report.members[1].verdict = "its own words.".into();
     assert_eq!(headline(&report.members[1]), "its own words");
+}
+
+/// MLPerf's rule leaves out first steps: a run can pass that waited a third of the time, and has to say so.
+#[test]
+fn a_pass_that_left_out_much_waiting_says_so() {
+    let mut report = fixtures::quick(3);
+    let training = report.members[0].training.as_mut().expect("training");
+    (training.au_ratio, training.passed, training.accelerators) = (Some(0.988), Some(true), 1);
+    (training.compute_s, training.stall_s) = (8.0, 4.0);
+    training.epochs.iter_mut().for_each(|e| e.steps = 8);
+    assert_eq!(
+        headline(&report.members[0]),
+        "1 emulated H100 on unet3d passes MLPerf's rule, 98.8% utilization with 90% needed, yet waited 33.3% of all time: \
+         the rule leaves out each epoch's first step, which waits longest, and epochs here have at most 8 steps"
+    );
+    let training = report.members[0].training.as_mut().expect("training");
+    (training.compute_s, training.stall_s) = (98.0, 2.0);
+    assert!(headline(&report.members[0]).starts_with("storage keeps 1 emulated H100 fed"));
+}
+
+#[test]
+fn few_samples_speak_by_their_mean_and_equal_times_are_called_equal() {
+    let mut report = fixtures::quick(3);
+    let kv = report.members[1].kv.as_mut().expect("kv");
+    let few = Latency { count: 19, mean_ns: Some(81.2e6), ..Latency::default() };
+    kv.ttft.summary = few;
+    for baseline in [&mut kv.baselines.no_cache, &mut kv.baselines.ideal_storage] {
+        baseline.as_mut().expect("a baseline").ttft.summary = Latency { mean_ns: Some(81.9e6), ..few };
+    }
+    let text = headline(&report.members[1]);
+    assert!(text.starts_with("TTFT 81.2 ms, the mean of 19, the same as recomputing, the same as on ideal"), "{text}");
 }
 
 #[test]
