@@ -17,7 +17,7 @@ const QUICK: Duration = Duration::from_secs(12);
 /// Most bytes of a data set on an embedded server unless told otherwise.
 const EMBEDDED_BYTES: f64 = 4e9;
 /// The same on a server that makes its payload.
-const SYNTH_BYTES: f64 = 40e9;
+const SYNTH_BYTES: f64 = 16e9;
 /// Steps of an epoch that a data set smaller than MLPerf's has at least.
 const STEPS: u64 = 4;
 

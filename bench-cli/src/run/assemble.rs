@@ -24,7 +24,8 @@ pub(super) struct Draft {
     cpu: Vec<(f64, CpuUse)>,
     server_cpu: Vec<(f64, f64)>,
     server: Option<(u32, Option<u64>)>,
-    verdicts: Vec<(Verdict, String)>,
+    /// With the CPU share of the busiest client core, which decides between equals.
+    verdicts: Vec<(Verdict, f64, String)>,
     self_test: bool,
 }
 
@@ -123,7 +124,8 @@ impl Draft {
             all
         });
         let inputs = inputs(&member, measured.cpu.as_ref(), measured.slip.p99_ns, self.ceiling, self.self_test);
-        self.verdicts.push(verdict::verdict(&inputs));
+        let (verdict, detail) = verdict::verdict(&inputs);
+        self.verdicts.push((verdict, inputs.cpu_ratio, detail));
         self.cpu.extend(measured.cpu.map(|cpu| (seconds, cpu)));
         self.server_cpu.extend(server_cpu_ratio.map(|ratio| (seconds, ratio)));
         let named = |check: Validity| Validity { check: format!("{}: {}", plan.name, check.check), ..check };
@@ -132,8 +134,9 @@ impl Draft {
             self.report.validity.push(named(Validity::new("data-set", ValidityStatus::Note, words)));
         }
         self.report.validity.extend(errors_check(&member).map(named));
-        for words in measured.errors {
-            self.report.validity.push(named(Validity::new("errors", ValidityStatus::Warn, words)));
+        if !measured.errors.is_empty() {
+            let examples = Validity::new("error-examples", ValidityStatus::Note, measured.errors.join(" · "));
+            self.report.validity.push(named(examples));
         }
         self.report.members.push(member);
     }
@@ -159,7 +162,11 @@ impl Draft {
             Verdict::ScheduleLimited => 1,
             Verdict::SelfTest => 0,
         };
-        if let Some((verdict, detail)) = self.verdicts.into_iter().max_by_key(|(verdict, _)| severity(*verdict)) {
+        let worst = self
+            .verdicts
+            .into_iter()
+            .max_by(|a, b| severity(a.0).cmp(&severity(b.0)).then(a.1.total_cmp(&b.1)));
+        if let Some((verdict, _, detail)) = worst {
             (report.verdict, report.verdict_detail) = (verdict, detail);
         }
         report.claims = claims::check(report, &gpufeed_profiles::claims());
