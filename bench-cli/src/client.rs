@@ -112,7 +112,9 @@ impl Target {
                         "virtual" => Addressing::VirtualHost,
                         "auto" => Addressing::Auto,
                         other => {
-                            return Err(usage(format!("buckets are addressed by auto, path or virtual, not `{other}`")));
+                            return Err(usage(format!(
+                                "buckets are addressed by auto, path or virtual, not `{other}`"
+                            )));
                         }
                     },
                     tls: Tls { verify: *verify_tls, ca_bundle: None },

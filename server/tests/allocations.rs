@@ -88,5 +88,4 @@ fn a_get_allocates_what_it_did() {
     let each = (allocations() - allocations_of_this_thread() - before) as f64 / f64::from(reads);
     assert!(each <= MOST, "{each} allocations per GET, more than {MOST}");
     assert!(each > 3.0, "{each} allocations per GET: less than hyper makes, so the count is wrong");
-    println!("{each} allocations per GET");
 }

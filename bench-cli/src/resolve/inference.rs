@@ -38,7 +38,8 @@ impl Served {
             let named = |key: &&str| Some((format!("{what} {key}"), source_of(sources, key)?.to_owned()));
             keys.iter().filter_map(named).collect()
         };
-        let gpu = ["peak", "gemm_ratio", "attention_ratio", "weight_read_ratio", "kv_read_ratio", "host_link_bytes_per_s"];
+        let gpu =
+            ["peak", "gemm_ratio", "attention_ratio", "weight_read_ratio", "kv_read_ratio", "host_link_bytes_per_s"];
         let engine = ["request_time", "step_time", "launch_time", "sequence_time", "elementwise_passes"];
         let mut all = of("gpu", &self.gpu.sources, &gpu);
         all.extend(of("engine", &self.engine.sources, &engine));

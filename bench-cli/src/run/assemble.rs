@@ -162,10 +162,8 @@ impl Draft {
             Verdict::ScheduleLimited => 1,
             Verdict::SelfTest => 0,
         };
-        let worst = self
-            .verdicts
-            .into_iter()
-            .max_by(|a, b| severity(a.0).cmp(&severity(b.0)).then(a.1.total_cmp(&b.1)));
+        let worst =
+            self.verdicts.into_iter().max_by(|a, b| severity(a.0).cmp(&severity(b.0)).then(a.1.total_cmp(&b.1)));
         if let Some((verdict, _, detail)) = worst {
             (report.verdict, report.verdict_detail) = (verdict, detail);
         }
