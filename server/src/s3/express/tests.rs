@@ -95,7 +95,7 @@ impl Draft {
         let scope = format!("{date}/{}/{}/aws4_request", self.region, self.service);
         let hash = hex(&Sha256::digest(canonical.as_bytes()).into());
         let text = format!("AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{}", String::from_utf8_lossy(&hash));
-        let key = mac(format!("AWS4{}", self.secret).as_bytes(), stamp[..8].as_bytes());
+        let key = mac(format!("AWS4{}", self.secret).as_bytes(), &stamp.as_bytes()[..8]);
         let key = mac(&mac(&key, self.region.as_bytes()), self.service.as_bytes());
         let signature = hex(&mac(&mac(&key, b"aws4_request"), text.as_bytes()));
         let signature = String::from_utf8_lossy(&signature);
