@@ -296,10 +296,12 @@ impl Reader for MemReader {
                 (self.extent, self.within) = (self.extent + 1, 0);
                 continue;
             }
-            let most = left.min(self.remaining).min(CHUNK_BYTES as u64);
+            let left = left.min(self.remaining);
             let chunk = match (extent, &self.synth) {
-                (Extent::Held(bytes, _), _) => bytes.slice(self.within as usize..(self.within + most) as usize),
-                (Extent::Made(stretch), Some(synth)) => synth.make(stretch, self.within, most),
+                // A slice costs nothing, and hyper writes what it has been given before it asks for more: the larger,
+                // the fewer system calls.
+                (Extent::Held(bytes, _), _) => bytes.slice(self.within as usize..(self.within + left) as usize),
+                (Extent::Made(stretch), Some(synth)) => synth.make(stretch, self.within, left.min(CHUNK_BYTES as u64)),
                 // Stretches come from a synth.
                 (Extent::Made(_), None) => break,
             };

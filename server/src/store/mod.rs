@@ -21,8 +21,8 @@ pub use index::{ListQuery, Listing};
 pub use object::{Attributes, ChecksumKind, Checksums, Entry, Etag, EtagMatch, Meta, Precondition};
 pub use uploads::{PartInfo, UploadInfo};
 
-/// Largest piece of a body handed out at once, in bytes: large enough to amortize a system call, small enough to stay
-/// in cache between the store and the socket.
+/// Largest piece of a body that is made or read as it is handed out, in bytes: large enough to amortize a system call,
+/// small enough to stay in cache between the store and the socket.
 pub const CHUNK_BYTES: usize = 256 * 1024;
 
 /// Why a store refused.
