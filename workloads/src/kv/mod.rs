@@ -221,7 +221,7 @@ impl Kv {
             // Nobody is left to read what still waits to be written.
             self.tiers.drop_writes();
         }
-        if if self.tiers.stopped { self.tiers.none_in_flight() } else { served && self.tiers.quiet() } {
+        if served && self.tiers.quiet() {
             out.finish();
         }
     }
@@ -327,6 +327,9 @@ impl Machine for Kv {
         }
         if !self.tiers.stopped {
             self.flush(out);
+        } else if self.tiers.none_in_flight() {
+            // Wakes still promised, the next arrival among them, are for nothing now.
+            out.finish();
         }
     }
 }
