@@ -13,7 +13,7 @@ fn rate(args: &[&str], shape: &str, key: &str) -> f64 {
 fn is_the_cap(args: &[&str], shape: &str, key: &str, cap: f64) {
     let _turn = alone();
     let mut best = 0.0f64;
-    for _ in 0..4 {
+    for _ in 0..8 {
         best = best.max(rate(args, shape, key));
         assert!(best <= 1.02 * cap, "{shape}: {best} is above the cap");
         if best >= 0.98 * cap {

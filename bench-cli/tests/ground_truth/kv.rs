@@ -98,7 +98,7 @@ fn a_repeated_prompt_takes_as_long_as_its_loads() {
     let injected = LOADED as f64 * 40.0 * MS;
     let (mut control, mut load, mut ttft) = (f64::INFINITY, f64::INFINITY, f64::INFINITY);
     let mut expected = (0.0, 0.0);
-    for _ in 0..4 {
+    for _ in 0..8 {
         // Small objects want a shape; this one does nothing.
         let without = shaped(&args, "get:latency=0ms");
         counts_are_exact(&without);

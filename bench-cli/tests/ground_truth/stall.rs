@@ -80,5 +80,5 @@ fn a_stall_is_seen_by_all_who_arrive_in_it() {
         "--verify",
         "off",
     ];
-    stall.holds(&args, &[("p50_ns", 0.5), ("p99_ns", 0.99)], 4);
+    stall.holds(&args, &[("p50_ns", 0.5), ("p99_ns", 0.99)], 8);
 }

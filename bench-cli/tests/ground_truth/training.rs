@@ -32,7 +32,7 @@ const BATCH: f64 = 2.0;
 /// Steps of an epoch.
 const STEPS: f64 = 24.0;
 const FILES: &str = "48";
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 12;
 
 fn closed_form(read: f64, readers: f64, compute: f64) -> f64 {
     let batch = BATCH * read;
