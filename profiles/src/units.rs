@@ -126,23 +126,33 @@ impl FromStr for FlopsPerSec {
     }
 }
 
-/// Reads a duration: `200us`, `2ms`, `1.5s`, `3m`, `1h`; a bare number is seconds.
+/// Reads a duration: `200us`, `2ms`, `1.5s`, `3m`, `1h30m`, the largest unit first; a bare number is seconds.
 ///
 /// # Errors
 /// When the text is not a number with one of those units.
 pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
-    let error = unit_error("duration", "200us, 2ms, 30s or 5m");
-    let (number, unit) = split(text).ok_or_else(|| error(text))?;
-    let seconds = match unit {
-        "ns" => 1e-9,
-        "us" | "µs" => 1e-6,
-        "ms" => 1e-3,
-        "" | "s" => 1.0,
-        "m" | "min" => 60.0,
-        "h" => 3600.0,
-        _ => return Err(error(text)),
-    };
-    let nanos = number * seconds * 1e9;
+    let error = unit_error("duration", "200us, 2ms, 30s, 5m or 1h30m");
+    let mut rest = text;
+    let (mut nanos, mut least) = (0.0, f64::INFINITY);
+    while !(rest.trim().is_empty() && least.is_finite()) {
+        let (number, after) = split(rest).ok_or_else(|| error(text))?;
+        let end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let unit = match after[..end].trim() {
+            "ns" => 1.0,
+            "us" | "µs" => 1e3,
+            "ms" => 1e6,
+            // Alone a number is seconds; after a part with a unit it would be anybody's guess.
+            "" if least.is_infinite() => 1e9,
+            "s" => 1e9,
+            "m" | "min" => 60e9,
+            "h" => 3600e9,
+            _ => return Err(error(text)),
+        };
+        if unit >= least {
+            return Err(error(text));
+        }
+        (nanos, least, rest) = (nanos + number * unit, unit, &after[end..]);
+    }
     if nanos > u64::MAX as f64 {
         return Err(error(text));
     }
@@ -335,7 +345,12 @@ mod tests {
             let read = parse_duration(text).expect(text);
             assert_eq!(parse_duration(&duration::exact(read)), Ok(read));
         }
-        assert!(parse_duration("2 fortnights").is_err());
+        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(parse_duration("10m 20s"), Ok(Duration::from_secs(620)));
+        assert_eq!(parse_duration("1.5"), Ok(Duration::from_millis(1500)));
+        for wrong in ["2 fortnights", "", " ", "s", "20s10m", "1m30", "1m-30s", "5s5s", "10m.."] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
         assert_eq!(show_nanos(183_412.0), "183 µs");
         assert_eq!(show_nanos(1.5e9), "1.50 s");
     }
