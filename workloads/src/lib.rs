@@ -10,6 +10,7 @@ pub mod ops;
 pub mod prepare;
 pub mod rag;
 pub mod random;
+pub mod samples;
 pub mod schedule;
 pub mod trace;
 pub mod training;

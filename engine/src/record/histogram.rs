@@ -1,21 +1,10 @@
-//! Histograms of nanoseconds: three significant digits, 1 ns to 1 h, 264 KiB each.
+//! Histograms of nanoseconds on the measured path: those of `gpufeed_workloads::samples`, merged and emptied.
 
 use std::time::Duration;
 
-use gpufeed_schema::Quantiles;
 use hdrhistogram::Histogram;
 
-/// Longest time told apart; longer ones count as this.
-pub const MAX_NS: u64 = 3_600_000_000_000;
-
-/// An empty histogram.
-///
-/// # Panics
-/// Never: the bounds are constants that hdrhistogram accepts.
-#[must_use]
-pub fn empty() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, MAX_NS, 3).expect("constant bounds are valid")
-}
+pub use gpufeed_workloads::samples::{MAX_NS, View as Samples, empty};
 
 /// Adds all samples of `from` to `into`.
 ///
@@ -37,28 +26,6 @@ pub(crate) fn clear(histogram: &mut Histogram<u64>) {
 #[must_use]
 pub fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Quantiles of a histogram for the report.
-#[derive(Debug, Clone, Copy)]
-pub struct Samples<'a>(pub &'a Histogram<u64>);
-
-impl Quantiles for Samples<'_> {
-    fn count(&self) -> u64 {
-        self.0.len()
-    }
-    fn min(&self) -> u64 {
-        self.0.min()
-    }
-    fn max(&self) -> u64 {
-        self.0.max()
-    }
-    fn mean(&self) -> f64 {
-        self.0.mean()
-    }
-    fn at(&self, q: f64) -> u64 {
-        self.0.value_at_quantile(q)
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@
 pub mod blocks;
 pub mod cost;
 pub mod ledger;
-pub mod samples;
 pub mod sequence;
 mod serving;
 pub mod worker;
@@ -19,6 +18,7 @@ mod worker_tests;
 pub use blocks::{BlockPool, Slot};
 pub use cost::{Batch, CostModel, Terms};
 pub use ledger::{Cell, Ledger, Peaks, summarize};
-pub use samples::Samples;
 pub use sequence::{Begin, Host, Job, Parts, Phase, Reason};
 pub use worker::{Limits, Worker};
+
+pub use crate::samples::Samples;

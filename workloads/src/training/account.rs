@@ -10,46 +10,13 @@
 
 use std::time::Duration;
 
-use gpufeed_schema::{Epoch, Quantiles, TrainingPoint};
-use hdrhistogram::Histogram;
+use gpufeed_schema::{Epoch, TrainingPoint};
 
 use crate::op::Tick;
+use crate::samples::Samples;
 
 /// Points a time line has at most.
 const POINTS: usize = 600;
-
-/// Step durations.
-#[derive(Debug)]
-pub(super) struct StepTimes(Histogram<u64>);
-
-impl StepTimes {
-    fn new() -> Self {
-        // Bounds of the design: 1 ns to 1 h, three digits. These constants are valid.
-        Self(Histogram::new_with_bounds(1, 3_600_000_000_000, 3).expect("valid bounds"))
-    }
-}
-
-impl Quantiles for StepTimes {
-    fn count(&self) -> u64 {
-        self.0.len()
-    }
-
-    fn min(&self) -> u64 {
-        self.0.min()
-    }
-
-    fn max(&self) -> u64 {
-        self.0.max()
-    }
-
-    fn mean(&self) -> f64 {
-        self.0.mean()
-    }
-
-    fn at(&self, q: f64) -> u64 {
-        self.0.value_at_quantile(q)
-    }
-}
 
 /// Compute per step of time. Long runs have longer steps, never more of them.
 #[derive(Debug)]
@@ -137,7 +104,7 @@ pub(super) struct Account {
     /// Start of the window.
     pub(super) start: Tick,
     pub(super) partition: Partition,
-    pub(super) step_times: StepTimes,
+    pub(super) step_times: Samples,
     pub(super) samples: u64,
     pub(super) bytes: u64,
     pub(super) failed_reads: u64,
@@ -156,7 +123,7 @@ impl Account {
             batch,
             start,
             partition: Partition::default(),
-            step_times: StepTimes::new(),
+            step_times: Samples::default(),
             samples: 0,
             bytes: 0,
             failed_reads: 0,
@@ -196,8 +163,7 @@ impl Account {
         }
         self.samples += u64::from(self.accelerators) * u64::from(self.batch);
         if from >= self.start {
-            // Steps over an hour are counted as an hour.
-            self.step_times.0.saturating_record(to.0 - from.0);
+            self.step_times.record(to.0 - from.0, 1);
         }
         let compute = self.compute;
         if let Some(block) = &mut self.block {
