@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use crate::inference::{Begin, Job, Phase, Reason, Slot};
+use crate::kv::exchange::{Answer, Landed as Exchanged};
 use crate::kv::spec::{Exists, LoadPolicy};
-use crate::kv::tiers::{Pending, Tiers, Wake};
+use crate::kv::tiers::{Tiers, Wake};
 use crate::op::{ErrorKind, Outcome, Tick};
 
 /// Where a block comes from.
@@ -30,13 +31,12 @@ pub(super) struct Load {
     /// First block that is not in GPU memory, and the end of what may be loaded.
     from: usize,
     limit: usize,
-    /// Objects still asked for.
+    /// Blocks still asked for.
     outstanding: u32,
-    /// While looking up: which blocks the target says it has, counted by ranks.
-    present: Vec<u16>,
-    /// While loading: where each block from `from` on comes from, and the ranks it still waits for.
+    /// While looking up: which blocks the target says it has.
+    present: Vec<bool>,
+    /// While loading: where each block from `from` on comes from.
     sources: Vec<Source>,
-    missing: Vec<u16>,
     /// First block that failed, and why.
     failed: Option<(usize, Reason)>,
     /// When the last copy to GPU memory ends.
@@ -67,7 +67,6 @@ impl Tiers {
             outstanding: 0,
             present: Vec::new(),
             sources: Vec::new(),
-            missing: Vec::new(),
             failed: None,
             copied: at,
         };
@@ -89,13 +88,11 @@ impl Tiers {
 
     /// Queues a question for each block of the prefix that is not in host memory.
     fn ask(&mut self, job: &Job, load: &mut Load) -> bool {
-        load.present = vec![0; load.limit - load.from];
-        let local = &mut self.locals[load.worker as usize];
+        load.present = vec![false; load.limit - load.from];
         for index in load.from..load.limit {
-            if !local.g2.contains(job.blocks[index]) {
-                let (worker, index) = (load.worker, index as u32);
-                local.reads.extend((0..self.ranks).map(|rank| Pending::Stat { worker, job: job.id, index, rank }));
-                load.outstanding += u32::from(self.ranks);
+            if !self.locals[load.worker as usize].g2.contains(job.blocks[index]) {
+                self.target.look_up(load.worker, job.id, index as u32, job.blocks[index]);
+                load.outstanding += 1;
             }
         }
         load.outstanding > 0
@@ -127,11 +124,9 @@ impl Tiers {
         for (i, &id) in ids.iter().enumerate().take(from + take).skip(from) {
             let source = self.locals[worker as usize].g2.acquire(id).map_or(Source::G4, Source::G2);
             load.sources.push(source);
-            load.missing.push(if source == Source::G4 { self.ranks } else { 0 });
             if source == Source::G4 {
-                let (index, reads) = (i as u32, &mut self.locals[worker as usize].reads);
-                reads.extend((0..self.ranks).map(|rank| Pending::Get { worker, job, index, rank }));
-                load.outstanding += u32::from(self.ranks);
+                self.target.fetch(worker, job, i as u32, id);
+                load.outstanding += 1;
             } else {
                 load.copied = self.copy_in(at, worker);
             }
@@ -171,8 +166,8 @@ impl Tiers {
             LoadPolicy::Never => return false,
             LoadPolicy::BreakEven => {}
         }
-        let ahead = self.locals[worker as usize].reads.len();
-        let objects = (remote * usize::from(self.ranks) + ahead) as f64;
+        let ahead = self.target.reads_waiting(worker);
+        let objects = (remote * usize::from(self.target.shape().ranks) + ahead) as f64;
         let load_ns = self.read_ns * (objects / f64::from(self.spec.get_in_flight)).ceil();
         let copy_ns = self.block_copy_ns * blocks as f64;
         let tokens = self.requests.block_tokens();
@@ -182,79 +177,70 @@ impl Tiers {
     }
 
     /// A question was answered.
-    pub(super) fn stat_landed(&mut self, now: Tick, job: u32, index: u32, outcome: &Outcome) -> Landed {
+    pub(super) fn look_up_landed(&mut self, now: Tick, job: u32, index: u32, landed: &Exchanged) -> Landed {
+        let Some(answer) = landed.block else { return Landed::Waiting };
         let Some(load) = self.loads.get_mut(&job) else { return Landed::Waiting };
         load.outstanding -= 1;
-        if outcome.result.is_ok() {
-            load.present[index as usize - load.from] += 1;
-        }
+        load.present[index as usize - load.from] = answer == Answer::Good;
         if load.outstanding > 0 {
             return Landed::Waiting;
         }
         let Some(mut load) = self.loads.remove(&job) else { return Landed::Waiting };
         let present = std::mem::take(&mut load.present);
-        let (from, ranks) = (load.from, self.ranks);
+        let from = load.from;
         load.copied = now;
         let requests = std::sync::Arc::clone(&self.requests);
         let ids = requests.blocks(&requests.list()[job as usize]);
-        self.start_load(now, job, ids, load, |_, index, _| present[index - from] == ranks)
+        self.start_load(now, job, ids, load, |_, index, _| present[index - from])
     }
 
     /// A read came back.
-    pub(super) fn get_landed(&mut self, now: Tick, job: u32, index: u32, outcome: &Outcome) -> Landed {
-        let requests = std::sync::Arc::clone(&self.requests);
-        let id = requests.blocks(&requests.list()[job as usize])[index as usize];
+    pub(super) fn fetch_landed(
+        &mut self,
+        now: Tick,
+        job: u32,
+        index: u32,
+        landed: &Exchanged,
+        outcome: &Outcome,
+    ) -> Landed {
         let Some(load) = self.loads.get_mut(&job) else { return Landed::Waiting };
-        let (worker, at) = (load.worker, index as usize);
-        load.outstanding -= 1;
-        match outcome.result {
-            Ok(()) => {
-                let took = outcome.service_time().as_nanos() as f64;
-                self.read_ns += if self.read_ns == 0.0 { took } else { (took - self.read_ns) / 16.0 };
-                self.metrics.first_byte(outcome.first_byte.since(outcome.sent).as_nanos() as u64);
-                if self.metrics.counts(now) {
-                    self.metrics.loaded_bytes += outcome.bytes;
-                }
-                load.missing[at - load.from] -= 1;
-                if load.missing[at - load.from] == 0 {
-                    // It may be there from an earlier run.
-                    self.stored.insert(id, true);
-                    let copied = self.copy_in(now, worker);
-                    self.locals[worker as usize].g2.insert(id);
-                    if let Some(load) = self.loads.get_mut(&job) {
-                        load.copied = copied;
-                    }
-                }
+        let (worker, id, at) = (load.worker, landed.id, index as usize);
+        load.outstanding -= u32::from(landed.block.is_some());
+        if landed.data && outcome.result.is_ok() {
+            let took = outcome.service_time().as_nanos() as f64;
+            self.read_ns += if self.read_ns == 0.0 { took } else { (took - self.read_ns) / 16.0 };
+            self.metrics.first_byte(outcome.first_byte.since(outcome.sent).as_nanos() as u64);
+            if self.metrics.counts(now) {
+                self.metrics.loaded_bytes += outcome.bytes;
             }
-            Err(kind) => {
-                let reason = match kind {
-                    ErrorKind::Timeout => Reason::TimedOut,
-                    ErrorKind::NotFound => Reason::Lost,
-                    _ => Reason::Failed,
-                };
-                if load.failed.is_none_or(|(first, _)| at < first) {
-                    load.failed = Some((at, reason));
-                }
-                if kind == ErrorKind::NotFound {
-                    self.stored.remove(&id);
-                }
-                self.withdraw(worker, job, at);
+        }
+        if let Some(Answer::Failed(kind)) = landed.object {
+            let reason = match kind {
+                ErrorKind::Timeout => Reason::TimedOut,
+                ErrorKind::NotFound => Reason::Lost,
+                _ => Reason::Failed,
+            };
+            if load.failed.is_none_or(|(first, _)| at < first) {
+                load.failed = Some((at, reason));
+            }
+            if kind == ErrorKind::NotFound {
+                self.stored.remove(&id);
+            }
+            // Blocks after a failed one are of no use: reads not yet sent are not sent.
+            let withdrawn = self.target.withdraw(worker, job, index);
+            if let Some(load) = self.loads.get_mut(&job) {
+                load.outstanding -= withdrawn;
+            }
+        } else if landed.block == Some(Answer::Good) {
+            // It may be there from an earlier run.
+            self.stored.insert(id, true);
+            let copied = self.copy_in(now, worker);
+            self.locals[worker as usize].g2.insert(id);
+            if let Some(load) = self.loads.get_mut(&job) {
+                load.copied = copied;
             }
         }
         self.settle_load(now, worker, job)
-    }
-
-    /// Blocks after a failed one are of no use: reads not yet sent are not sent.
-    fn withdraw(&mut self, worker: u32, job: u32, failed: usize) {
-        let mut withdrawn = 0;
-        self.locals[worker as usize].reads.retain(|read| {
-            let useless = matches!(*read, Pending::Get { job: of, index, .. } if of == job && index as usize >= failed);
-            withdrawn += u32::from(useless);
-            !useless
-        });
-        if let Some(load) = self.loads.get_mut(&job) {
-            load.outstanding -= withdrawn;
-        }
     }
 
     fn settle_load(&mut self, now: Tick, worker: u32, job: u32) -> Landed {

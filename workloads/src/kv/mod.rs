@@ -5,6 +5,7 @@
 //! emulated (crate module `inference`), storage is real.
 
 mod baseline;
+mod exchange;
 mod loads;
 mod metrics;
 mod offload;
@@ -27,10 +28,11 @@ pub use route::{Candidate, route};
 pub use spec::{Exists, KvError, KvSpec, LoadPolicy, OutputBlocks, Routing};
 
 use crate::inference::{CostModel, Job, Limits, Peaks, Phase, Worker, summarize};
+use crate::kv::exchange::Asked;
 use crate::kv::loads::Landed;
 use crate::kv::metrics::Metrics;
-use crate::kv::tiers::{Pending, Tiers, Wake};
-use crate::machine::{Actions, Dataset, Event, Machine, Submit, Workload};
+use crate::kv::tiers::{Tiers, Wake};
+use crate::machine::{Actions, Dataset, Event, Machine, Workload};
 use crate::op::{KeyStyle, Names, Op, Outcome, Space, Tick};
 
 /// The KV-cache workload: one machine with all its workers, since they share routing and tiers.
@@ -91,7 +93,7 @@ impl Kv {
     /// Bytes of one object on the target.
     #[must_use]
     pub const fn object_bytes(&self) -> u64 {
-        self.tiers.object_bytes
+        self.tiers.target.shape().object_bytes
     }
 
     /// Blocks not written because a worker's queue of writes was full.
@@ -177,17 +179,17 @@ impl Kv {
 
     fn done(&mut self, now: Tick, tag: u64, op: &Op, outcome: &Outcome) {
         debug_assert!(op.key.space == 0, "an operation of another machine");
-        let Some(pending) = self.tiers.landed(tag) else { return };
-        let (Pending::Stat { worker, .. } | Pending::Get { worker, .. } | Pending::Put { worker, .. }) = pending;
+        let Some(exchanged) = self.tiers.target.landed(tag, outcome) else { return };
+        let worker = exchanged.worker;
         if !self.tiers.stopped {
             // What the worker did before this moment comes first.
             self.workers[worker as usize].advance(now, &mut self.tiers);
         }
-        let (job, landed) = match pending {
-            Pending::Stat { job, index, .. } => (job, self.tiers.stat_landed(now, job, index, outcome)),
-            Pending::Get { job, index, .. } => (job, self.tiers.get_landed(now, job, index, outcome)),
-            Pending::Put { id, .. } => {
-                self.tiers.put_landed(now, id, outcome);
+        let (job, landed) = match exchanged.asked {
+            Asked::LookUp { job, index } => (job, self.tiers.look_up_landed(now, job, index, &exchanged)),
+            Asked::Fetch { job, index } => (job, self.tiers.fetch_landed(now, job, index, &exchanged, outcome)),
+            Asked::Store { .. } => {
+                self.tiers.store_landed(now, &exchanged, outcome);
                 (0, Landed::Waiting)
             }
         };
@@ -207,7 +209,7 @@ impl Kv {
     /// Hands on what the tiers want done, and promises each worker its next wake.
     fn flush(&mut self, out: &mut Actions) {
         self.tiers.close_copy();
-        self.tiers.submits.drain(..).for_each(|submit: Submit| out.submit(submit));
+        self.tiers.target.submits().for_each(|submit| out.submit(submit));
         self.tiers.wakes.drain(..).for_each(|(at, wake)| out.wake(at, wake.tag()));
         for (index, worker) in self.workers.iter().enumerate() {
             let due = worker.due();
@@ -260,7 +262,7 @@ impl Kv {
             ("load or recompute", format!("{:?}", spec.load)),
             ("reads in flight per worker", spec.get_in_flight.to_string()),
             ("writes in flight per worker", spec.put_in_flight.to_string()),
-            ("object", Bytes(self.tiers.object_bytes).to_string()),
+            ("object", Bytes(self.tiers.target.shape().object_bytes).to_string()),
             ("blocks not written, queue full", self.tiers.metrics.skipped_blocks.to_string()),
             ("blocks not written, run over", self.tiers.metrics.unwritten_blocks.to_string()),
         ]

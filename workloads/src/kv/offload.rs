@@ -1,7 +1,8 @@
 //! Offload: new full blocks go to host memory and, written through, to the target, while the GPU goes on.
 
 use crate::inference::Slot;
-use crate::kv::tiers::{Copying, Pending, Tiers, Wake};
+use crate::kv::exchange::{Answer, Landed};
+use crate::kv::tiers::{Copying, Tiers, Wake};
 use crate::op::{Outcome, Tick};
 
 impl Tiers {
@@ -12,7 +13,7 @@ impl Tiers {
         }
         let g2 = &self.locals[worker as usize].g2;
         let wanted_here = g2.capacity() > 0 && !g2.contains(id);
-        let wanted_there = self.spec.shared_tier && !self.stored.contains_key(&id) && !self.writing.contains_key(&id);
+        let wanted_there = self.spec.shared_tier && !self.stored.contains_key(&id) && !self.writing.contains(&id);
         if !(wanted_here || wanted_there) {
             return false;
         }
@@ -52,49 +53,36 @@ impl Tiers {
     }
 
     fn write(&mut self, worker: u32, id: u64) {
-        if !self.spec.shared_tier || self.stopped || self.stored.contains_key(&id) || self.writing.contains_key(&id) {
+        if !self.spec.shared_tier || self.stopped || self.stored.contains_key(&id) || self.writing.contains(&id) {
             return;
         }
-        let writes = &mut self.locals[worker as usize].writes;
-        if writes.len() >= self.spec.put_queue_blocks as usize * usize::from(self.ranks) {
+        let most = self.spec.put_queue_blocks as usize * usize::from(self.target.shape().ranks);
+        if self.target.writes_waiting(worker) >= most {
             self.metrics.skipped_blocks += 1;
             return;
         }
-        self.writing.insert(id, (self.ranks, true));
-        writes.extend((0..self.ranks).map(|rank| Pending::Put { worker, id, rank }));
+        self.writing.insert(id);
+        self.target.store(worker, id);
     }
 
     /// Gives up the writes that were not begun.
     pub(super) fn drop_writes(&mut self) {
-        for local in &mut self.locals {
-            for pending in local.writes.drain(..) {
-                let Pending::Put { id, .. } = pending else { continue };
-                // Objects of the block that are in flight keep their entry, as one that did not become whole.
-                let Some((ranks, good)) = self.writing.get_mut(&id) else { continue };
-                *ranks -= 1;
-                if std::mem::replace(good, false) {
-                    self.metrics.unwritten_blocks += 1;
-                }
-                if *ranks == 0 {
-                    self.writing.remove(&id);
-                }
-            }
+        let (broken, silent) = self.target.drop_stores();
+        self.metrics.unwritten_blocks += broken;
+        for id in silent {
+            self.writing.remove(&id);
         }
     }
 
     /// A write came back. The target holds a block when all its objects are written.
-    pub(super) fn put_landed(&mut self, now: Tick, id: u64, outcome: &Outcome) {
-        let Some((ranks, good)) = self.writing.get_mut(&id) else { return };
-        *ranks -= 1;
-        *good &= outcome.result.is_ok();
-        if outcome.result.is_ok() && self.metrics.counts(now) {
+    pub(super) fn store_landed(&mut self, now: Tick, landed: &Landed, outcome: &Outcome) {
+        if landed.data && outcome.result.is_ok() && self.metrics.counts(now) {
             self.metrics.stored_bytes += outcome.bytes;
         }
-        if *ranks == 0 {
-            if *good {
-                self.stored.insert(id, false);
-            }
-            self.writing.remove(&id);
+        let Some(answer) = landed.block else { return };
+        if answer == Answer::Good {
+            self.stored.insert(landed.id, false);
         }
+        self.writing.remove(&landed.id);
     }
 }

@@ -1,30 +1,17 @@
 //! The tiers outside GPU memory, seen from the workers: host memory and links of each, one index of the target.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use gpufeed_schema::TierTokens;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::inference::{Begin, BlockPool, CostModel, Host, Job, Parts, Reason, Slot};
+use crate::kv::exchange::{Exchange, Shape};
 use crate::kv::loads::{Load, Verdict};
 use crate::kv::metrics::Metrics;
 use crate::kv::requests::Requests;
 use crate::kv::spec::KvSpec;
-use crate::machine::Submit;
-use crate::op::{Key, Op, Tick};
-use crate::random::mix;
-
-/// An operation in flight, or waiting to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pending {
-    /// Ask for block `index` of a job.
-    Stat { worker: u32, job: u32, index: u32, rank: u16 },
-    /// Read it.
-    Get { worker: u32, job: u32, index: u32, rank: u16 },
-    /// Write a block.
-    Put { worker: u32, id: u64, rank: u16 },
-}
+use crate::op::Tick;
 
 /// What belongs to one worker.
 #[derive(Debug)]
@@ -34,11 +21,6 @@ pub(super) struct Local {
     /// When its link to GPU memory is free again, each way.
     pub(super) in_free: Tick,
     pub(super) out_free: Tick,
-    /// Reads and questions that wait for one in flight to end.
-    pub(super) reads: VecDeque<Pending>,
-    pub(super) reads_in_flight: u32,
-    pub(super) writes: VecDeque<Pending>,
-    pub(super) writes_in_flight: u32,
 }
 
 /// Blocks on their way from GPU to host memory.
@@ -92,24 +74,21 @@ pub(super) struct Tiers {
     pub(super) origin: Tick,
     /// Which requests have been looked up once.
     pub(super) looked_up: Vec<bool>,
-    /// Objects of a block, and bytes of each.
-    pub(super) ranks: u16,
-    pub(super) object_bytes: u64,
     /// Time of one block on a worker's host link.
     pub(super) block_copy_ns: f64,
     pub(super) locals: Vec<Local>,
     /// Blocks on the target, and whether anyone has read them.
     pub(super) stored: FxHashMap<u64, bool>,
-    /// Blocks being written, and the ranks still to come; a failed one takes the block with it.
-    pub(super) writing: FxHashMap<u64, (u16, bool)>,
+    /// Blocks being written.
+    pub(super) writing: FxHashSet<u64>,
+    /// What is asked of the target.
+    pub(super) target: Exchange,
     /// The worker that computed a block last.
     computed: FxHashMap<u64, u32>,
     pub(super) loads: FxHashMap<u32, Load>,
     pub(super) verdicts: FxHashMap<u32, Verdict>,
     /// Blocks a job got from host memory and from the target.
     pub(super) got: FxHashMap<u32, (u64, u64)>,
-    pub(super) in_flight: Vec<Option<Pending>>,
-    free: Vec<u32>,
     pub(super) copies: Vec<Option<Copying>>,
     pub(super) open_copy: Option<(Tick, Copying)>,
     pub(super) metrics: Metrics,
@@ -117,7 +96,6 @@ pub(super) struct Tiers {
     pub(super) read_ns: f64,
     pub(super) unfinished: u64,
     pub(super) stopped: bool,
-    pub(super) submits: Vec<Submit>,
     pub(super) wakes: Vec<(Tick, Wake)>,
 }
 
@@ -131,38 +109,32 @@ impl Tiers {
             block_bytes as f64
         };
         let g2_blocks = (spec.g2_bytes.0 / block_bytes.max(1)) as usize;
-        let local = |_| Local {
-            g2: BlockPool::new(g2_blocks),
-            in_free: Tick::ZERO,
-            out_free: Tick::ZERO,
-            reads: VecDeque::new(),
-            reads_in_flight: 0,
-            writes: VecDeque::new(),
-            writes_in_flight: 0,
+        let local = |_| Local { g2: BlockPool::new(g2_blocks), in_free: Tick::ZERO, out_free: Tick::ZERO };
+        let shape = Shape {
+            ranks,
+            object_bytes: ((rank_bytes * spec.bytes_scale).round() as u64).max(1),
+            read_limit: spec.get_in_flight,
+            write_limit: spec.put_in_flight,
         };
         let resident = cost.kv_bytes_per_token_rank * f64::from(cost.tp) * requests.block_tokens() as f64;
         Self {
             origin: Tick::ZERO,
             looked_up: vec![false; requests.list().len()],
-            ranks,
-            object_bytes: ((rank_bytes * spec.bytes_scale).round() as u64).max(1),
             block_copy_ns: cost.copy_ns(resident) * spec.time_scale,
             locals: (0..spec.workers).map(local).collect(),
             stored: FxHashMap::default(),
-            writing: FxHashMap::default(),
+            writing: FxHashSet::default(),
+            target: Exchange::new(shape, spec.workers),
             computed: FxHashMap::default(),
             loads: FxHashMap::default(),
             verdicts: FxHashMap::default(),
             got: FxHashMap::default(),
-            in_flight: Vec::new(),
-            free: Vec::new(),
             copies: Vec::new(),
             open_copy: None,
             metrics: Metrics::new(&spec, Tick::ZERO),
             read_ns: 0.0,
             unfinished: 0,
             stopped: false,
-            submits: Vec::new(),
             wakes: Vec::new(),
             spec,
             cost,
@@ -177,73 +149,21 @@ impl Tiers {
         Tick(self.origin.0 + if factor == 1.0 { at_ns } else { (at_ns as f64 * factor).round() as u64 })
     }
 
-    pub(super) const fn key(&self, id: u64, rank: u16) -> Key {
-        // Traces number their blocks; real keys are hashes.
-        Key { space: 0, rank, id: mix(id) }
-    }
-
-    /// Sends what may be sent: at most so many reads and writes in flight for each worker.
+    /// Sends what may be sent.
     pub(super) fn pump(&mut self, now: Tick, worker: u32) {
-        if self.stopped {
-            return;
+        if !self.stopped {
+            self.target.pump(now, worker);
         }
-        loop {
-            let (gets, puts) = (self.spec.get_in_flight, self.spec.put_in_flight);
-            let local = &mut self.locals[worker as usize];
-            let pending = if local.reads_in_flight < gets && !local.reads.is_empty() {
-                local.reads_in_flight += 1;
-                local.reads.pop_front()
-            } else if local.writes_in_flight < puts && !local.writes.is_empty() {
-                local.writes_in_flight += 1;
-                local.writes.pop_front()
-            } else {
-                None
-            };
-            let Some(pending) = pending else { return };
-            let op = match pending {
-                Pending::Stat { job, index, rank, .. } => Op::stat(self.key(self.block_id(job, index), rank)),
-                Pending::Get { job, index, rank, .. } => {
-                    Op::get(self.key(self.block_id(job, index), rank), self.object_bytes)
-                }
-                Pending::Put { id, rank, .. } => Op::put(self.key(id, rank), self.object_bytes),
-            };
-            let tag = self.free.pop().unwrap_or_else(|| {
-                self.in_flight.push(None);
-                (self.in_flight.len() - 1) as u32
-            });
-            self.in_flight[tag as usize] = Some(pending);
-            self.submits.push(Submit { tag: u64::from(tag), worker, intended: now, op });
-        }
-    }
-
-    /// Takes an operation out of flight.
-    pub(super) fn landed(&mut self, tag: u64) -> Option<Pending> {
-        let pending = self.in_flight.get_mut(usize::try_from(tag).ok()?)?.take()?;
-        self.free.push(tag as u32);
-        let (Pending::Stat { worker, .. } | Pending::Get { worker, .. } | Pending::Put { worker, .. }) = pending;
-        let local = &mut self.locals[worker as usize];
-        match pending {
-            Pending::Put { .. } => local.writes_in_flight -= 1,
-            _ => local.reads_in_flight -= 1,
-        }
-        Some(pending)
-    }
-
-    fn block_id(&self, job: u32, index: u32) -> u64 {
-        self.requests.blocks(&self.requests.list()[job as usize])[index as usize]
     }
 
     /// Whether no operation is in flight.
     pub(super) fn none_in_flight(&self) -> bool {
-        self.in_flight.len() == self.free.len()
+        self.target.none_in_flight()
     }
 
     /// Whether nothing is in flight, queued or being copied.
     pub(super) fn quiet(&self) -> bool {
-        self.none_in_flight()
-            && self.copies.iter().all(Option::is_none)
-            && self.open_copy.is_none()
-            && self.locals.iter().all(|local| local.reads.is_empty() && local.writes.is_empty())
+        self.target.quiet() && self.copies.iter().all(Option::is_none) && self.open_copy.is_none()
     }
 
     /// Blocks of `ids` that `worker` has in host memory, after `held` that it has in GPU memory.
@@ -266,7 +186,7 @@ impl Host for Tiers {
         let here = self.locals[worker as usize].g2.contains(id) || self.stored.contains_key(&id);
         Some(if here {
             Reason::Hole
-        } else if by != worker || self.writing.contains_key(&id) {
+        } else if by != worker || self.writing.contains(&id) {
             Reason::Elsewhere
         } else {
             Reason::Evicted
