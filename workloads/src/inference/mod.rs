@@ -19,6 +19,6 @@ pub use blocks::{BlockPool, Slot};
 pub use cost::{Batch, CostModel, Terms};
 pub use ledger::{Cell, Ledger, Peaks, summarize};
 pub use sequence::{Begin, Host, Job, Parts, Phase, Reason};
-pub use worker::{Limits, Worker};
+pub use worker::{Limits, Lost, Moved, Worker};
 
 pub use crate::samples::Samples;

@@ -1,6 +1,7 @@
 //! A job on a worker, from queue to last token, and what its owner is asked and told about it.
 
 use crate::inference::Slot;
+use crate::inference::worker::Moved;
 use crate::op::Tick;
 
 /// What a worker is asked to do: prefill a prompt and decode an answer.
@@ -33,11 +34,13 @@ pub enum Phase {
     Copy,
     /// Its own prefill, and its own host time before it.
     Prefill,
+    /// From the worker that prefilled it to the one that decodes it.
+    Transfer,
 }
 
 /// Nanoseconds by phase; they sum to the TTFT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Parts(pub [u64; 5]);
+pub struct Parts(pub [u64; 6]);
 
 impl Parts {
     /// Time in one phase.
@@ -73,13 +76,15 @@ pub enum Reason {
     Lost,
     /// The job itself had it before it was preempted.
     Preempted,
+    /// The job itself had it on a worker that died.
+    WorkerLost,
     /// The last block of a prompt that is there in full: one token at least must be computed.
     Tail,
 }
 
 impl Reason {
     /// Every reason, in the order of their discriminants.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Evicted,
         Self::Elsewhere,
         Self::Hole,
@@ -88,6 +93,7 @@ impl Reason {
         Self::Failed,
         Self::Lost,
         Self::Preempted,
+        Self::WorkerLost,
         Self::Tail,
     ];
 
@@ -103,6 +109,7 @@ impl Reason {
             Self::Failed => "failed",
             Self::Lost => "lost",
             Self::Preempted => "preempted",
+            Self::WorkerLost => "worker-lost",
             Self::Tail => "tail",
         }
     }
@@ -132,7 +139,7 @@ pub trait Host {
     }
 
     /// The prefill of `job` begins with `cached` prompt tokens in GPU memory, `matched` blocks of them found there.
-    /// Called once more after each preemption (`again`).
+    /// Called once more after each preemption and each loss of its worker (`again`).
     fn prefill(&mut self, at: Tick, worker: u32, job: &Job, cached: u64, again: bool) {
         let _ = (at, worker, job, cached, again);
     }
@@ -147,6 +154,18 @@ pub trait Host {
     fn completed(&mut self, at: Tick, worker: u32, job: &Job, index: usize, slot: Slot) -> bool {
         let _ = (at, worker, job, index, slot);
         false
+    }
+
+    /// The prompt of `moved` is computed on a worker that does not decode; it stays in GPU memory there until
+    /// [`Worker::handed_over`](super::Worker::handed_over).
+    fn prefilled(&mut self, at: Tick, worker: u32, moved: Moved) {
+        let _ = (at, worker, moved);
+    }
+
+    /// A job that [`Worker::expect`](super::Worker::expect) announced has its memory on `worker`: the KV cache of
+    /// `tokens`, all but what is there already, can come.
+    fn reserved(&mut self, at: Tick, worker: u32, job: &Job, tokens: u64) {
+        let _ = (at, worker, job, tokens);
     }
 
     /// Output tokens made by an iteration that ended at `at`.
@@ -185,8 +204,9 @@ pub(super) struct Sequence {
     /// Why each block from `reasons_from` on is prefilled again.
     pub(super) reasons: Vec<Option<Reason>>,
     pub(super) reasons_from: usize,
-    /// Blocks it had when it was preempted.
+    /// Blocks it had when it lost its memory, and how it lost it.
     pub(super) had: usize,
+    pub(super) lost: Reason,
     pub(super) preempted: bool,
     pub(super) first_token: Option<Tick>,
     pub(super) last_token: Tick,
@@ -208,6 +228,7 @@ impl Sequence {
             reasons: Vec::new(),
             reasons_from: 0,
             had: 0,
+            lost: Reason::Preempted,
             preempted: false,
             first_token: None,
             last_token: Tick::ZERO,
@@ -225,6 +246,18 @@ impl Sequence {
         }
         self.phase = phase;
         self.phase_since = self.phase_since.max(at);
+    }
+
+    /// Starts over: what it had is gone for `reason`. Tokens it has given out stay given out. Its slots are the
+    /// caller's to give back.
+    pub(super) fn start_over(&mut self, at: Tick, reason: Reason, block_tokens: u64) {
+        self.had = self.had.max((self.computed / block_tokens) as usize);
+        self.lost = reason;
+        self.goal = self.job.prompt_tokens + self.produced;
+        self.computed = 0;
+        self.chunk = 0;
+        self.preempted = true;
+        self.enter(Phase::Queue, at);
     }
 
     pub(super) const fn parts(&self) -> &Parts {

@@ -4,8 +4,12 @@
 //! change. What happens meanwhile (an arrival, a finished load) cuts the run at the end of the iteration in progress, so
 //! coalescing never changes a result.
 
+mod moves;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
+
+pub use moves::{Lost, Moved};
 
 use crate::inference::ledger::Spent;
 use crate::inference::sequence::Sequence;
@@ -63,6 +67,9 @@ pub struct Worker {
     clock: Tick,
     /// Requests on their way here that wait for storage; see [`Worker::awaiting`].
     outside: u64,
+    down: bool,
+    /// What moves in and out; see [`Worker::expect`] and [`Worker::hand_over`].
+    moves: moves::Moves,
     /// The pool's release count when the first waiting job did not fit.
     blocked: Option<u64>,
 }
@@ -85,6 +92,8 @@ impl Worker {
             queued_tokens: 0,
             clock: at,
             outside: 0,
+            down: false,
+            moves: moves::Moves::default(),
             blocked: None,
         }
     }
@@ -110,7 +119,7 @@ impl Worker {
     /// Jobs it has not finished.
     #[must_use]
     pub fn jobs(&self) -> usize {
-        self.waiting.len() + self.loading.len() + self.loaded.len() + self.running.len()
+        self.waiting.len() + self.loading.len() + self.loaded.len() + self.running.len() + self.moves.incoming()
     }
 
     /// Prompt tokens of jobs that have not begun to compute: an upper bound of the prefill that waits.
@@ -195,7 +204,11 @@ impl Worker {
         self.advance(now, host);
         self.settle(now);
         slots.into_iter().for_each(|slot| self.pool.release(slot));
-        if !self.waiting.is_empty() {
+        self.room_appeared(now, host);
+    }
+
+    fn room_appeared(&mut self, now: Tick, host: &mut impl Host) {
+        if !self.waiting.is_empty() || self.moves.awaits_room() {
             self.wake_up(now, host);
         }
     }
@@ -224,9 +237,24 @@ impl Worker {
     /// Books idle time up to `now`; what an iteration takes is booked when it ends.
     fn settle(&mut self, now: Tick) {
         if self.run.ends.is_empty() {
-            let waits =
-                self.outside > 0 || !(self.waiting.is_empty() && self.loading.is_empty() && self.loaded.is_empty());
-            self.ledger.idle(now, if waits { Cell::StorageStall } else { Cell::NoWork });
+            self.ledger.idle(now, self.idle_cell());
+        }
+    }
+
+    /// What a worker that computes nothing waits for. Waiting requests lack memory: if some of it is held for a
+    /// transfer, they wait for that, else for blocks pinned until they are copied out.
+    fn idle_cell(&self) -> Cell {
+        let moving = self.moves.any();
+        if self.down {
+            Cell::Down
+        } else if self.outside > 0
+            || !(self.loading.is_empty() && self.loaded.is_empty() && (moving || self.waiting.is_empty()))
+        {
+            Cell::StorageStall
+        } else if !self.waiting.is_empty() || self.moves.incoming() > 0 {
+            Cell::TransferStall
+        } else {
+            Cell::NoWork
         }
     }
 
@@ -236,6 +264,10 @@ impl Worker {
 
     /// Begins the next run at `now`, if there is anything to compute.
     fn schedule(&mut self, now: Tick, host: &mut impl Host) {
+        if self.down {
+            return;
+        }
+        self.admit_arrived();
         let preempted = self.grow_decodes(now);
         let decodes = self.running.iter().filter(|sequence| sequence.decodes()).count() as u64;
         let mut budget = self.limits.max_num_batched_tokens.saturating_sub(decodes);
@@ -245,6 +277,7 @@ impl Worker {
         }
         if !preempted {
             self.admit(now, &mut budget, host);
+            self.reserve_incoming(now, host);
         }
         self.start_run(now);
         self.book_gauge(now);
@@ -275,12 +308,7 @@ impl Worker {
     fn preempt_newest(&mut self, now: Tick) {
         let Some(mut sequence) = self.running.pop() else { return };
         sequence.slots.drain(..).rev().for_each(|slot| self.pool.release(slot));
-        sequence.had = sequence.had.max((sequence.computed / self.limits.block_tokens) as usize);
-        sequence.goal = sequence.job.prompt_tokens + sequence.produced;
-        sequence.computed = 0;
-        sequence.chunk = 0;
-        sequence.preempted = true;
-        sequence.enter(Phase::Queue, now);
+        sequence.start_over(now, Reason::Preempted, self.limits.block_tokens);
         self.queued_tokens += sequence.job.prompt_tokens;
         self.waiting.push_front(sequence);
         self.blocked = None;
@@ -343,7 +371,7 @@ impl Worker {
         sequence.reasons.clear();
         for index in from..full {
             let reason = if index < sequence.had {
-                Some(Reason::Preempted)
+                Some(sequence.lost)
             } else if self.pool.contains(sequence.job.blocks[index]) {
                 Some(if whole { Reason::Tail } else { Reason::Hole })
             } else {
@@ -467,7 +495,7 @@ impl Worker {
                 });
                 self.extend(end, sequence, sequence.chunk, host);
                 sequence.chunk = 0;
-                if sequence.decodes() {
+                if sequence.decodes() && !self.moves.leaves(sequence) {
                     self.emit_token(end, sequence, host);
                 }
             }
@@ -482,6 +510,7 @@ impl Worker {
         // The buffer is kept for the next run.
         self.run.ends = ends;
         self.run.ends.clear();
+        self.hand_over(end, host);
     }
 
     /// A prompt is complete: one token comes of it.

@@ -94,7 +94,7 @@ fn one_job_takes_the_sum_of_its_iterations() {
         .iter()
         .sum();
     let decode: u64 = (1..100).map(|i| iteration(&model, |batch| batch.decode(&model, 5000 + i))).sum();
-    assert_eq!(log.first, [(1, Tick(1000 + prefill), Parts([0, 0, 0, 0, 600 + prefill]))]);
+    assert_eq!(log.first, [(1, Tick(1000 + prefill), Parts([0, 0, 0, 0, 600 + prefill, 0]))]);
     assert_eq!((end, &log.finished), (Tick(1000 + prefill + decode), &vec![(1, end)]));
     assert_eq!((log.tokens, log.gaps.iter().map(|gap| gap.1).sum::<u64>()), (100, 99));
     assert_eq!(log.gaps.iter().map(|gap| gap.0 * gap.1).sum::<u64>(), decode);
