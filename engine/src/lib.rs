@@ -12,9 +12,10 @@ pub mod record;
 pub mod settings;
 pub mod simulated;
 pub mod transport;
+pub mod two;
 pub mod wall;
 pub mod watch;
 
 pub use measured::{CpuUse, Histograms, Measured, RunError};
-pub use settings::{Landing, Settings, Verify, WarmUp};
+pub use settings::{Landing, Second, Settings, Verify, WarmUp};
 pub use watch::{Phase, Progress, Watch};

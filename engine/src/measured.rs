@@ -41,9 +41,11 @@ pub struct Measured<W> {
     pub validity: Vec<Validity>,
 }
 
-/// Histograms of one verb by one carrier, in nanoseconds; successes with their intended start in the window.
+/// Histograms of one verb by one carrier on one target, in nanoseconds; successes with their intended start in the window.
 #[derive(Debug, Clone)]
 pub struct Histograms {
+    /// Whether they are of the run's second target.
+    pub second: bool,
     /// What was done.
     pub verb: Verb,
     /// How it travelled.

@@ -25,11 +25,30 @@ use histogram::{empty, nanos};
 
 const CARRIERS: [Carrier; 6] =
     [Carrier::Null, Carrier::Http, Carrier::Https, Carrier::FileDirect, Carrier::FileCached, Carrier::Model];
-const SLOTS: usize = Verb::ALL.len() * CARRIERS.len();
+const SLOTS: usize = 2 * Verb::ALL.len() * CARRIERS.len();
 pub(crate) const KINDS: usize = ErrorKind::ALL.len();
 
-const fn slot_of(verb: Verb, carrier: Carrier) -> usize {
-    verb as usize * CARRIERS.len() + carrier as usize
+/// What operations are counted by: a row of the report each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Way {
+    /// Whether they went to the second target of the run.
+    pub second: bool,
+    /// What was done.
+    pub verb: Verb,
+    /// How it travelled.
+    pub carrier: Carrier,
+}
+
+impl Way {
+    const fn slot(self) -> usize {
+        (self.second as usize * Verb::ALL.len() + self.verb as usize) * CARRIERS.len() + self.carrier as usize
+    }
+
+    fn of_slot(slot: usize) -> Self {
+        let (row, carrier) = (slot / CARRIERS.len(), slot % CARRIERS.len());
+        let (second, verb) = (row / Verb::ALL.len() > 0, row % Verb::ALL.len());
+        Self { second, verb: Verb::ALL[verb], carrier: CARRIERS[carrier] }
+    }
 }
 
 /// The measured window, shared by everything in a run: `[from, to)`, each end unknown until it is set.
@@ -173,7 +192,7 @@ pub struct Block {
     pub errors: u64,
     /// Operations submitted and not completed at its end.
     pub in_flight: u64,
-    /// By verb and carrier; boxes are made when a pair is first seen and kept.
+    /// By target, verb and carrier; boxes are made when one is first seen and kept.
     slots: [Option<Box<Slot>>; SLOTS],
 }
 
@@ -195,12 +214,9 @@ impl Block {
         }
     }
 
-    /// What it has, by verb and carrier.
-    pub fn slots(&self) -> impl Iterator<Item = (Verb, Carrier, &Slot)> {
-        self.slots.iter().enumerate().filter_map(|(i, slot)| {
-            let slot = slot.as_deref()?;
-            Some((Verb::ALL[i / CARRIERS.len()], CARRIERS[i % CARRIERS.len()], slot))
-        })
+    /// What it has, by target, verb and carrier.
+    pub fn slots(&self) -> impl Iterator<Item = (Way, &Slot)> {
+        self.slots.iter().enumerate().filter_map(|(i, slot)| Some((Way::of_slot(i), slot.as_deref()?)))
     }
 
     /// Empties it for reuse, keeping its memory.
@@ -237,6 +253,8 @@ pub struct Recorder<X> {
     boundary: Tick,
     /// What the operation log takes, where one is kept.
     log: Option<op_log::Sender>,
+    /// First key space of the run's second target.
+    second_from: u16,
     /// Operations submitted and not completed, as the driver last said.
     pub in_flight: u64,
     /// Successes since the start, all phases.
@@ -273,6 +291,7 @@ impl<X: Exchange> Recorder<X> {
             steps,
             boundary: Tick::ZERO,
             log,
+            second_from: u16::MAX,
             in_flight: 0,
             ops: 0,
             bytes: 0,
@@ -282,6 +301,13 @@ impl<X: Exchange> Recorder<X> {
         };
         recorder.boundary = recorder.next_boundary(start);
         recorder
+    }
+
+    /// Operations on key spaces from `second_from` on are counted apart: they go to the run's second target.
+    #[must_use]
+    pub fn split(mut self, second_from: Option<u16>) -> Self {
+        self.second_from = second_from.unwrap_or(u16::MAX);
+        self
     }
 
     /// The first multiple of the step after `at`, counted from the start of the phase, or the end of the phase.
@@ -363,7 +389,8 @@ impl<X: Exchange> Recorder<X> {
             self.turn(outcome.done);
         }
         let response = nanos(outcome.response_time());
-        let index = slot_of(submit.op.verb, outcome.carrier);
+        let second = submit.op.key.space >= self.second_from;
+        let index = Way { second, verb: submit.op.verb, carrier: outcome.carrier }.slot();
         let slot = self.block.slots[index].get_or_insert_with(|| Box::new(Slot::new()));
         let intended_within = self.window.contains(outcome.intended);
         if intended_within {

@@ -37,6 +37,8 @@ pub struct Settings {
     pub intervals_csv: Option<PathBuf>,
     /// Name of the transport in the report.
     pub transport_name: String,
+    /// The run's second target, where it has one.
+    pub second: Option<Second>,
     /// A target that gave nothing but errors for this long ends the run.
     pub give_up: Duration,
 }
@@ -60,9 +62,20 @@ impl Default for Settings {
             hlog: None,
             intervals_csv: None,
             transport_name: String::new(),
+            second: None,
             give_up: Duration::from_secs(10),
         }
     }
+}
+
+/// A second target beside the first, as a KV cache has a local drive beside shared storage: which operations go there,
+/// and how their rows are named in the report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Second {
+    /// Its first key space; those after it are its too.
+    pub from_space: u16,
+    /// Name of its transport in the report.
+    pub transport_name: String,
 }
 
 /// What precedes the measured window.

@@ -151,7 +151,8 @@ pub fn run_on<W: Workload, S: Storage>(
     let collector = Some(Collector::new(1, settings, Arc::clone(&window))?);
     let steps = Steps { warm_up: sub.unwrap_or(settings.interval), measure: settings.interval };
     let sender = log.as_ref().map(OpLog::sender);
-    let recorder = Recorder::new(0, Tick::ZERO, steps, Arc::clone(&window), InPlace { collector }, sender);
+    let recorder = Recorder::new(0, Tick::ZERO, steps, Arc::clone(&window), InPlace { collector }, sender)
+        .split(settings.second.as_ref().map(|second| second.from_space));
     let mut run = Simulation {
         settings,
         storage,
@@ -216,7 +217,7 @@ pub fn run_on<W: Workload, S: Storage>(
     let collector = recorder.exchange_mut().collector.take();
     let mut collector = collector.ok_or_else(|| RunError::Internal("the collector was taken".to_owned()))?;
     collector.absorb_last(recorder.finish(now));
-    let recorded = collector.finish((from, end), &settings.transport_name);
+    let recorded = collector.finish((from, end), settings);
     if let Some(log) = log {
         validity.extend(log_check(log));
     }

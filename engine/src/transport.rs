@@ -125,6 +125,11 @@ pub trait Transport: 'static {
         None
     }
 
+    /// The same of the second target, where it is two in one.
+    fn second_carrier(&self) -> Option<Carrier> {
+        None
+    }
+
     /// Opens a lane, and its connection where it has one.
     fn lane(&self) -> impl Future<Output = Result<Self::Lane, OpError>>;
 

@@ -424,7 +424,7 @@ impl Control<'_> {
         let from = window.from().min(end);
         self.validity.extend(self.checks(from, end));
         let cpu = self.cpu();
-        let recorded = collector.finish((from, end), &self.settings.transport_name);
+        let recorded = collector.finish((from, end), self.settings);
         if let Some(log) = log {
             self.validity.extend(log_check(log));
         }

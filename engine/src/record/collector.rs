@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use gpufeed_schema::{Distribution, Latency, Operation, Series, Validity, ValidityStatus};
-use gpufeed_workloads::op::{Carrier, ErrorKind, Tick, Verb};
+use gpufeed_workloads::op::{ErrorKind, Tick};
 use hdrhistogram::Histogram;
 
 use super::histogram::{Samples, empty, merge, nanos};
 use super::hlog::IntervalLog;
 use super::intervals::Intervals;
 use super::series::Timeline;
-use super::{Block, Finished, Slot, Window};
+use super::{Block, Finished, Slot, Way, Window};
 use crate::measured::{Histograms, RunError};
 use crate::settings::Settings;
 use crate::watch::Phase;
@@ -40,7 +40,7 @@ pub struct Summary {
 pub struct Collector {
     window: Arc<Window>,
     step: Duration,
-    totals: BTreeMap<(Verb, Carrier), Box<Slot>>,
+    totals: BTreeMap<Way, Box<Slot>>,
     /// Intervals that some core has not passed yet.
     pending: BTreeMap<(Phase, u64), Interval>,
     /// How far each core is.
@@ -63,7 +63,7 @@ struct Interval {
     in_flight: u64,
     recent: Histogram<u64>,
     /// Filled only where a log wants them.
-    slots: BTreeMap<(Verb, Carrier), Box<Slot>>,
+    slots: BTreeMap<Way, Box<Slot>>,
 }
 
 /// What a run recorded.
@@ -118,8 +118,8 @@ impl Collector {
 
     /// Takes in a block and empties it.
     pub fn absorb(&mut self, block: &mut Block) {
-        for (verb, carrier, slot) in block.slots() {
-            self.totals.entry((verb, carrier)).or_insert_with(|| Box::new(Slot::new())).merge(slot);
+        for (way, slot) in block.slots() {
+            self.totals.entry(way).or_insert_with(|| Box::new(Slot::new())).merge(slot);
         }
         let last = block.to.0.saturating_sub(1).max(block.from.0);
         let index = match block.phase {
@@ -147,8 +147,8 @@ impl Collector {
         interval.in_flight += block.in_flight;
         merge(&mut interval.recent, &block.recent);
         if logs {
-            for (verb, carrier, slot) in block.slots() {
-                interval.slots.entry((verb, carrier)).or_insert_with(|| Box::new(Slot::new())).merge(slot);
+            for (way, slot) in block.slots() {
+                interval.slots.entry(way).or_insert_with(|| Box::new(Slot::new())).merge(slot);
             }
         }
         self.reached[block.core] = self.reached[block.core].max(block.to);
@@ -197,19 +197,20 @@ impl Collector {
         }
         let start = from.since(self.window.from());
         let length = to.since(*from);
-        for (&(verb, carrier), slot) in slots {
+        for (&way, slot) in slots {
             let quiet = slot.response.is_empty() && slot.completed == 0 && slot.errors.iter().all(|&n| n == 0);
             if phase < Phase::Measure || quiet {
                 continue;
             }
-            let wrote = self.intervals.as_mut().map(|to| to.write(phase, start, length, (verb, carrier), slot));
+            let wrote = self.intervals.as_mut().map(|to| to.write(phase, start, length, way, slot));
             if let Some(Err(error)) = wrote {
                 self.intervals = None;
                 self.cannot_write("intervals.csv", &error);
             }
             for (clock, histogram) in [("response", &slot.response), ("service", &slot.service)] {
                 // Commas and spaces end a tag.
-                let tag = format!("{}-{}-{clock}", verb.name(), carrier.name());
+                let second = if way.second { "-second" } else { "" };
+                let tag = format!("{}-{}{second}-{clock}", way.verb.name(), way.carrier.name());
                 let wrote = self.hlog.as_mut().map(|to| to.write(&tag, start, length, histogram));
                 if let Some(Err(error)) = wrote {
                     self.hlog = None;
@@ -231,7 +232,7 @@ impl Collector {
     }
 
     /// What was recorded, for the window as it turned out.
-    pub fn finish(mut self, window: (Tick, Tick), transport: &str) -> Recorded {
+    pub fn finish(mut self, window: (Tick, Tick), settings: &Settings) -> Recorded {
         self.reached.fill(Tick(u64::MAX));
         self.flush();
         if let Some(Err(error)) = self.hlog.take().map(IntervalLog::finish) {
@@ -245,15 +246,17 @@ impl Collector {
         let mut slips = empty();
         let mut operations = Vec::new();
         let mut histograms = Vec::new();
-        for ((verb, carrier), slot) in self.totals {
+        for (Way { second, verb, carrier }, slot) in self.totals {
             if slot.attempts == 0 && slot.completed == 0 {
                 continue;
             }
             merge(&mut slips, &slot.slip);
             let errors = ErrorKind::ALL.iter().zip(slot.errors).filter(|&(_, n)| n > 0);
+            let transport = settings.second.as_ref().filter(|_| second).map(|second| &second.transport_name);
+            let transport = transport.unwrap_or(&settings.transport_name);
             operations.push(Operation {
                 op: verb.name().to_owned(),
-                transport: transport.to_owned(),
+                transport: transport.clone(),
                 carrier: carrier.name().to_owned(),
                 count: slot.response.len(),
                 errors: errors.map(|(kind, n)| (kind.name().to_owned(), n)).collect(),
@@ -267,7 +270,7 @@ impl Collector {
                 first_byte: Latency::of(&Samples(&slot.first_byte)),
             });
             let Slot { response, service, slip, first_byte, .. } = *slot;
-            histograms.push(Histograms { verb, carrier, response, service, slip, first_byte });
+            histograms.push(Histograms { second, verb, carrier, response, service, slip, first_byte });
         }
         let errors = self
             .details

@@ -6,10 +6,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use gpufeed_schema::Latency;
-use gpufeed_workloads::op::{Carrier, Verb};
 use serde::Serialize;
 
-use super::Slot;
+use super::{Slot, Way};
 use super::histogram::Samples;
 use crate::watch::Phase;
 
@@ -27,6 +26,7 @@ struct Row {
     length_s: f64,
     op: &'static str,
     carrier: &'static str,
+    second_target: bool,
     ops: u64,
     bytes: u64,
     errors: u64,
@@ -48,7 +48,7 @@ impl Intervals {
         phase: Phase,
         start: Duration,
         length: Duration,
-        (verb, carrier): (Verb, Carrier),
+        way: Way,
         slot: &Slot,
     ) -> io::Result<()> {
         let response = Latency::of(&Samples(&slot.response));
@@ -57,8 +57,9 @@ impl Intervals {
             phase: if phase == Phase::Drain { "drain" } else { "measure" },
             t_s: start.as_secs_f64(),
             length_s: length.as_secs_f64(),
-            op: verb.name(),
-            carrier: carrier.name(),
+            op: way.verb.name(),
+            carrier: way.carrier.name(),
+            second_target: way.second,
             ops: slot.completed,
             bytes: slot.completed_bytes,
             errors: slot.errors.iter().sum(),

@@ -114,12 +114,14 @@ impl<W: Workload + 'static> Core<'_, W> {
 
         let Core { slot, role, settings, clock, shared, names, steps, log, reports, empty, .. } = self;
         let exchange = ByChannel { full: reports, empty };
-        let recorder = Recorder::new(slot.index, start, steps, Arc::clone(&shared.window), exchange, log);
+        let second_from = settings.second.as_ref().map(|second| second.from_space);
+        let recorder =
+            Recorder::new(slot.index, start, steps, Arc::clone(&shared.window), exchange, log).split(second_from);
         let cargo = Cargo::new(names, transport.arena().clone(), settings, slot.index);
         let patience = (settings.op_timeout, settings.retries);
-        let carrier = transport.carrier();
+        let carriers = (second_from, [transport.carrier(), transport.second_carrier()]);
         let shared_again = Arc::clone(&shared);
-        let station = Rc::new(Station::new(slot.index, clock, recorder, shared, cargo, lanes.len(), patience, carrier));
+        let station = Rc::new(Station::new(slot.index, clock, recorder, shared, cargo, lanes.len(), patience, carriers));
         let shared = shared_again;
         let mut beats = tokio::time::interval(beat(settings.op_timeout));
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);

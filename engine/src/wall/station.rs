@@ -10,7 +10,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use gpufeed_workloads::machine::Submit;
-use gpufeed_workloads::op::{Carrier, ErrorKind, Outcome, Tick, Verb};
+use gpufeed_workloads::op::{Carrier, ErrorKind, Op, Outcome, Tick, Verb};
 
 use super::desk::Desk;
 use super::shared::{Report, Shared};
@@ -69,7 +69,10 @@ pub(super) struct Station {
     patience: u64,
     op_timeout: Duration,
     retries: u32,
-    carrier: Cell<Option<Carrier>>,
+    /// How payloads travel, as far as known: to the first target, and to the second.
+    carriers: [Cell<Option<Carrier>>; 2],
+    /// First key space of the second.
+    second_from: u16,
     cancelling: Cell<bool>,
     usage: RefCell<Usage>,
 }
@@ -96,7 +99,7 @@ impl Station {
         cargo: Cargo,
         lanes: usize,
         (op_timeout, retries): (Duration, u32),
-        carrier: Option<Carrier>,
+        (second_from, carriers): (Option<u16>, [Option<Carrier>; 2]),
     ) -> Self {
         let patience = op_timeout.as_nanos().div_ceil(beat(op_timeout).as_nanos().max(1)) + 1;
         Self {
@@ -110,7 +113,8 @@ impl Station {
             patience: u64::try_from(patience).unwrap_or(u64::MAX),
             op_timeout,
             retries,
-            carrier: Cell::new(carrier),
+            carriers: carriers.map(Cell::new),
+            second_from: second_from.unwrap_or(u16::MAX),
             cancelling: Cell::new(false),
             usage: RefCell::default(),
         }
@@ -166,7 +170,8 @@ impl Station {
     /// An operation that never got a lane.
     pub(super) fn cancelled(&self, submit: &Submit) -> Outcome {
         let now = self.clock.now();
-        let outcome = self.outcome(submit.intended, (now, now, now), 0, 0, Err(ErrorKind::Cancelled));
+        let times = (now, now, now);
+        let outcome = self.outcome(&submit.op, submit.intended, times, 0, 0, Err(ErrorKind::Cancelled));
         self.recorder.borrow_mut().record(submit, &outcome);
         outcome
     }
@@ -177,8 +182,14 @@ impl Station {
         (cargo.verified, cargo.starved)
     }
 
+    /// How payloads of the target that `op` goes to travel.
+    fn carrier(&self, op: &Op) -> &Cell<Option<Carrier>> {
+        &self.carriers[usize::from(op.key.space >= self.second_from)]
+    }
+
     fn outcome(
         &self,
+        op: &Op,
         intended: Tick,
         (sent, first_byte, done): (Tick, Tick, Tick),
         bytes: u64,
@@ -186,7 +197,7 @@ impl Station {
         result: Result<(), ErrorKind>,
     ) -> Outcome {
         // Until something answered, nobody knows how it would have travelled.
-        let carrier = self.carrier.get().unwrap_or(Carrier::Null);
+        let carrier = self.carrier(op).get().unwrap_or(Carrier::Null);
         Outcome { intended, sent, first_byte, done, carrier, bytes, attempts, result }
     }
 
@@ -241,7 +252,7 @@ impl Station {
             let called = self.call(lane, index, submit, &mut load.data).await;
             let done = match called {
                 Ok(done) => done,
-                Err(given_up) => self.give_up(given_up, intended),
+                Err(given_up) => self.give_up(op, given_up, intended),
             };
             attempts += done.attempts.saturating_sub(1);
             let mut now = done.done;
@@ -260,7 +271,7 @@ impl Station {
                 }
             };
             if result.is_ok() {
-                self.carrier.set(Some(done.carrier));
+                self.carrier(op).set(Some(done.carrier));
                 if load.check {
                     if let Err(words) = self.cargo.borrow_mut().check(op, &load.data) {
                         self.recorder.borrow_mut().describe(ErrorKind::Corrupt, &words);
@@ -271,9 +282,9 @@ impl Station {
             }
             let again = result.is_err_and(worth_another) && attempts <= self.retries && !self.cancelling();
             if !again {
-                let carrier = if result.is_ok() { Some(done.carrier) } else { self.carrier.get() };
+                let carrier = if result.is_ok() { Some(done.carrier) } else { self.carrier(op).get() };
                 let times = (sent, done.first_byte.max(sent), done.done.max(sent));
-                let mut outcome = self.outcome(intended, times, done.bytes, attempts, result);
+                let mut outcome = self.outcome(op, intended, times, done.bytes, attempts, result);
                 outcome.carrier = carrier.unwrap_or(done.carrier);
                 return (outcome, now);
             }
@@ -312,7 +323,7 @@ impl Station {
         done
     }
 
-    fn give_up(&self, why: GivenUp, intended: Tick) -> Done {
+    fn give_up(&self, op: &Op, why: GivenUp, intended: Tick) -> Done {
         let now = self.clock.now();
         let (kind, words, began) = match why {
             GivenUp::Timeout => {
@@ -322,7 +333,7 @@ impl Station {
             GivenUp::Cancelled => (ErrorKind::Cancelled, "given up at the end of the drain".to_owned(), now),
         };
         let sent = began.max(intended).min(now);
-        let carrier = self.carrier.get().unwrap_or(Carrier::Null);
+        let carrier = self.carrier(op).get().unwrap_or(Carrier::Null);
         let result = Err(crate::transport::OpError::new(kind, words));
         Done { sent, first_byte: now, done: now, carrier, bytes: 0, attempts: 1, result }
     }
