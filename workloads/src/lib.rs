@@ -12,5 +12,6 @@ pub mod rag;
 pub mod random;
 pub mod samples;
 pub mod schedule;
+pub mod search;
 pub mod trace;
 pub mod training;

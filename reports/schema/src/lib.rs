@@ -5,6 +5,7 @@
 
 mod latency;
 mod member;
+mod search;
 mod sections;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use latency::{Distribution, LadderStep, Latency, Quantiles, supported};
 pub use member::{ClosedOrOpen, Member, Operation, Point, Series};
+pub use search::*;
 pub use sections::*;
 
 /// `schema_version` of reports written by this crate.
