@@ -163,12 +163,24 @@ pub struct Kv {
     pub loaded_bytes: u64,
     /// Bytes written to the target.
     pub stored_bytes: u64,
+    /// What operations carried, counted block by block: what the operations of the report are held against.
+    #[serde(default)]
+    pub wire: KvWire,
     /// Blocks written and never read.
     pub never_read_blocks: u64,
     /// What the GPUs did.
     pub gpu: GpuTime,
     /// What they did over time.
     pub timeline: Vec<GpuPoint>,
+    /// What the GPUs of each pool did, where some workers prefill and others decode.
+    #[serde(default)]
+    pub gpu_pools: Vec<GpuPool>,
+    /// What became of the requests of workers that died; null if none was to die.
+    #[serde(default)]
+    pub failover: Option<Failover>,
+    /// Routing × shared tier, where it was asked for.
+    #[serde(default)]
+    pub matrix: Vec<MatrixCell>,
     /// Bandwidth at which loading k tokens costs what computing them does.
     pub break_even: Vec<BreakEven>,
     /// The same trace on other storage, in virtual time.
@@ -194,6 +206,21 @@ pub struct TierTokens {
     pub miss: u64,
 }
 
+/// Objects and bytes of the target's operations that were intended to start in the window, as the machine counted them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct KvWire {
+    /// Bytes of a block's object.
+    pub object_bytes: u64,
+    /// Objects of blocks read.
+    pub objects_read: u64,
+    /// Objects of blocks written.
+    pub objects_written: u64,
+    /// Bytes read that belong to no block (markers, metadata).
+    pub beside_read_bytes: u64,
+    /// Bytes written that belong to no block.
+    pub beside_written_bytes: u64,
+}
+
 /// TTFT as a waterfall; the parts of one request sum to its TTFT.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct TtftParts {
@@ -207,6 +234,9 @@ pub struct TtftParts {
     pub copy: Latency,
     /// Prefill.
     pub prefill: Latency,
+    /// From the worker that prefilled to the one that decodes.
+    #[serde(default)]
+    pub transfer: Latency,
 }
 
 /// Service-level objectives.
@@ -289,6 +319,50 @@ pub struct GpuPoint {
     pub down_ratio: f64,
 }
 
+/// Workers of one kind.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct GpuPool {
+    /// `prefill` or `decode`.
+    pub name: String,
+    /// Workers in it.
+    pub workers: u32,
+    /// What their GPUs did.
+    pub gpu: GpuTime,
+}
+
+/// Requests that went on elsewhere because their worker died. Their lost tokens are those of prompt and answer that were
+/// in the dead worker's GPU memory; each was loaded, found or computed again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Failover {
+    /// Times a worker died.
+    pub workers_lost: u64,
+    /// Requests that moved, begun or not.
+    pub moved_requests: u64,
+    /// Requests that failed because no worker was left for them.
+    pub failed_requests: u64,
+    /// Tokens lost by requests that have gone on.
+    pub lost_tokens: u64,
+    /// Of those, loaded from the shared tier: what sharing saved.
+    pub loaded_tokens: u64,
+    /// Of those, found in the memory of the worker that took over.
+    pub found_tokens: u64,
+    /// Of those, computed again.
+    pub recomputed_tokens: u64,
+}
+
+/// One way to serve the same trace: a routing policy with or without the shared tier.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct MatrixCell {
+    /// `round-robin`, `least-loaded` or `kv-aware`.
+    pub routing: String,
+    /// Whether workers shared the target.
+    pub shared_tier: bool,
+    /// `measured`: the target was used; `model`: virtual time, for what does not use the target.
+    pub source: String,
+    /// Its figures.
+    pub figures: Baseline,
+}
+
 /// One point of the break-even curve.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BreakEven {
@@ -318,6 +392,9 @@ pub struct Baseline {
     pub completed: u64,
     /// Arrival to first token.
     pub ttft: Distribution,
+    /// Where that time went.
+    #[serde(default)]
+    pub ttft_parts: TtftParts,
     /// Output tokens per second.
     pub output_tokens_per_s: f64,
     /// Requests per second that met every objective.

@@ -70,6 +70,7 @@ pub fn headline(section: &KvSection) -> Baseline {
     Baseline {
         completed: section.completed,
         ttft: section.ttft.clone(),
+        ttft_parts: section.ttft_parts,
         output_tokens_per_s: section.output_tokens_per_s,
         goodput_per_s: section.goodput_per_s,
         token_hit_ratio: section.token_hit_ratio,

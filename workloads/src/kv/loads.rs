@@ -210,9 +210,6 @@ impl Tiers {
             let took = outcome.service_time().as_nanos() as f64;
             self.read_ns += if self.read_ns == 0.0 { took } else { (took - self.read_ns) / 16.0 };
             self.metrics.first_byte(outcome.first_byte.since(outcome.sent).as_nanos() as u64);
-            if self.metrics.counts(now) {
-                self.metrics.loaded_bytes += outcome.bytes;
-            }
         }
         if let Some(Answer::Failed(kind)) = landed.object {
             let reason = match kind {

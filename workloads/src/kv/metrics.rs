@@ -2,24 +2,29 @@
 
 use std::collections::BTreeMap;
 
-use gpufeed_schema::{Distribution, Kv as Section, Latency, Slo, TierTokens, TtftParts};
+use gpufeed_schema::{Distribution, Kv as Section, KvWire, Latency, Slo, TierTokens, TtftParts};
+use rustc_hash::FxHashSet;
 
 use crate::inference::{Job, Parts, Phase, Reason, Samples};
 use crate::kv::spec::KvSpec;
-use crate::op::Tick;
+use crate::op::{Op, Outcome, Tick, Verb};
 
-/// Counters of the measured window. A request belongs to it by its arrival, work by when it was done.
+/// Counters of the measured window. A request belongs to it by its arrival, work by when it was done, and bytes on the
+/// wire by the intended start of their operation, as the report's operations do.
 #[derive(Debug)]
 pub(super) struct Metrics {
     from: Tick,
-    stopped: bool,
+    /// When the window was cut.
+    until: Option<Tick>,
     pub(super) requests: u64,
     completed: u64,
     failed: u64,
+    /// Requests of the window that are under way: counted by themselves, so that a request lost or ended twice shows.
+    open: FxHashSet<u32>,
     good: u64,
     slo: (u64, u64),
     ttft: Samples,
-    parts: [Samples; 5],
+    parts: [Samples; 6],
     tpot: Samples,
     itl: Samples,
     e2e: Samples,
@@ -31,8 +36,9 @@ pub(super) struct Metrics {
     hits: TierTokens,
     pub(super) loaded_blocks: u64,
     recomputed: [u64; Reason::ALL.len()],
-    pub(super) loaded_bytes: u64,
-    pub(super) stored_bytes: u64,
+    loaded_bytes: u64,
+    stored_bytes: u64,
+    wire: KvWire,
     pub(super) skipped_blocks: u64,
     pub(super) unwritten_blocks: u64,
     first_bytes: (u64, u64),
@@ -47,10 +53,11 @@ impl Metrics {
         };
         Self {
             from,
-            stopped: false,
+            until: None,
             requests: 0,
             completed: 0,
             failed: 0,
+            open: FxHashSet::default(),
             good: 0,
             slo: (objective(spec.slo_ttft), objective(spec.slo_tpot)),
             ttft: samples(),
@@ -68,31 +75,60 @@ impl Metrics {
             recomputed: [0; Reason::ALL.len()],
             loaded_bytes: 0,
             stored_bytes: 0,
+            wire: KvWire::default(),
             skipped_blocks: 0,
             unwritten_blocks: 0,
             first_bytes: (0, 0),
         }
     }
 
-    pub(super) const fn stop(&mut self) {
-        self.stopped = true;
+    pub(super) fn stop(&mut self, at: Tick) {
+        self.until = self.until.or(Some(at));
     }
 
     /// Whether work done at `at` counts.
     pub(super) fn counts(&self, at: Tick) -> bool {
-        !self.stopped && at >= self.from
+        self.until.is_none() && at >= self.from
+    }
+
+    /// An operation came back; `data` if it carried a block's own bytes. It is one of the window's by its intended start,
+    /// whenever it ends.
+    pub(super) fn wire(&mut self, op: &Op, outcome: &Outcome, data: bool) {
+        let within = outcome.intended >= self.from && self.until.is_none_or(|until| outcome.intended < until);
+        if !within || outcome.result.is_err() {
+            return;
+        }
+        let (objects, bytes, beside) = match op.verb {
+            Verb::Get => (&mut self.wire.objects_read, &mut self.loaded_bytes, &mut self.wire.beside_read_bytes),
+            Verb::Put | Verb::Multipart => {
+                (&mut self.wire.objects_written, &mut self.stored_bytes, &mut self.wire.beside_written_bytes)
+            }
+            Verb::Stat | Verb::List | Verb::Delete => return,
+        };
+        if data {
+            *objects += 1;
+            *bytes += outcome.bytes;
+        } else {
+            *beside += outcome.bytes;
+        }
     }
 
     fn belongs(&self, job: &Job) -> bool {
-        !self.stopped && job.arrived >= self.from
+        self.until.is_none() && job.arrived >= self.from
     }
 
-    pub(super) fn arrived(&mut self, at: Tick) {
-        self.requests += u64::from(self.counts(at));
+    pub(super) fn arrived(&mut self, at: Tick, request: u32) {
+        if self.counts(at) {
+            self.requests += 1;
+            self.open.insert(request);
+        }
     }
 
     pub(super) fn refused(&mut self, job: &Job) {
-        self.failed += u64::from(self.belongs(job));
+        if self.belongs(job) {
+            self.failed += 1;
+            self.open.remove(&job.id);
+        }
     }
 
     /// `found` of a prompt's blocks lie in some tier.
@@ -109,6 +145,7 @@ impl Metrics {
             self.prompt_tokens += job.prompt_tokens;
             self.hits.g1 += hits.g1;
             self.hits.g2 += hits.g2;
+            self.hits.g3 += hits.g3;
             self.hits.g4 += hits.g4;
             self.hits.miss += hits.miss;
         }
@@ -155,6 +192,7 @@ impl Metrics {
             return;
         }
         self.completed += 1;
+        self.open.remove(&job.id);
         self.e2e.record(at.0 - job.arrived.0, 1);
         let tpot = (job.output_tokens > 1).then(|| (at.0 - first.0) / (job.output_tokens - 1));
         if let Some(tpot) = tpot {
@@ -170,7 +208,7 @@ impl Metrics {
     }
 
     /// The section, without what only the machine knows (GPU time, break-even, baselines).
-    pub(super) fn section(&self, spec: &KvSpec, window: (Tick, Tick)) -> Section {
+    pub(super) fn section(&self, spec: &KvSpec, window: (Tick, Tick), object_bytes: u64) -> Section {
         let ratio = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
         let window_s = window.1.since(window.0).as_secs_f64() / spec.time_scale;
         let per_s = |count: u64| if window_s > 0.0 { count as f64 / window_s } else { 0.0 };
@@ -185,7 +223,7 @@ impl Metrics {
             requests: self.requests,
             completed: self.completed,
             failed: self.failed,
-            unfinished: self.requests.saturating_sub(self.completed + self.failed),
+            unfinished: self.open.len() as u64,
             prefix_hit_ratio: ratio(self.found_blocks, self.prompt_blocks),
             token_hit_ratio: ratio(self.prompt_tokens - self.hits.miss, self.prompt_tokens),
             hits_by_tier: self.hits,
@@ -207,6 +245,7 @@ impl Metrics {
             recomputed_tokens: recomputed,
             loaded_bytes: self.loaded_bytes,
             stored_bytes: self.stored_bytes,
+            wire: KvWire { object_bytes, ..self.wire },
             ..Section::default()
         }
     }

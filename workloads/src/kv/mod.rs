@@ -108,7 +108,7 @@ impl Kv {
         let arrived = self.tiers.arrival(index);
         let requests = Arc::clone(&self.tiers.requests);
         let request = &requests.list()[index];
-        self.tiers.metrics.arrived(arrived);
+        self.tiers.metrics.arrived(arrived, index as u32);
         self.tiers.unfinished += 1;
         let ids = &requests.blocks(request)[..request.prompt_blocks as usize];
         let worker = self.route(index as u64, ids, request.input_tokens.div_ceil(requests.block_tokens()));
@@ -180,6 +180,7 @@ impl Kv {
     fn done(&mut self, now: Tick, tag: u64, op: &Op, outcome: &Outcome) {
         debug_assert!(op.key.space == 0, "an operation of another machine");
         let Some(exchanged) = self.tiers.target.landed(tag, outcome) else { return };
+        self.tiers.metrics.wire(op, outcome, exchanged.data);
         let worker = exchanged.worker;
         if !self.tiers.stopped {
             // What the worker did before this moment comes first.
@@ -189,7 +190,7 @@ impl Kv {
             Asked::LookUp { job, index } => (job, self.tiers.look_up_landed(now, job, index, &exchanged)),
             Asked::Fetch { job, index } => (job, self.tiers.fetch_landed(now, job, index, &exchanged, outcome)),
             Asked::Store { .. } => {
-                self.tiers.store_landed(now, &exchanged, outcome);
+                self.tiers.store_landed(&exchanged);
                 (0, Landed::Waiting)
             }
         };
@@ -301,7 +302,7 @@ impl Kv {
             timeline,
             break_even: self.break_even(),
             inputs: self.inputs(),
-            ..self.tiers.metrics.section(spec, window)
+            ..self.tiers.metrics.section(spec, window, self.tiers.target.shape().object_bytes)
         }
     }
 }
@@ -324,7 +325,7 @@ impl Machine for Kv {
                     worker.stop(now);
                 }
                 self.tiers.stopped = true;
-                self.tiers.metrics.stop();
+                self.tiers.metrics.stop(now);
             }
         }
         if !self.tiers.stopped {

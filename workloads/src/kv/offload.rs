@@ -3,7 +3,7 @@
 use crate::inference::Slot;
 use crate::kv::exchange::{Answer, Landed};
 use crate::kv::tiers::{Copying, Tiers, Wake};
-use crate::op::{Outcome, Tick};
+use crate::op::Tick;
 
 impl Tiers {
     /// Block `id` is complete in `slot` of a worker. True if it must stay there until it is copied.
@@ -75,10 +75,7 @@ impl Tiers {
     }
 
     /// A write came back. The target holds a block when all its objects are written.
-    pub(super) fn store_landed(&mut self, now: Tick, landed: &Landed, outcome: &Outcome) {
-        if landed.data && outcome.result.is_ok() && self.metrics.counts(now) {
-            self.metrics.stored_bytes += outcome.bytes;
-        }
+    pub(super) fn store_landed(&mut self, landed: &Landed) {
         let Some(answer) = landed.block else { return };
         if answer == Answer::Good {
             self.stored.insert(landed.id, false);
