@@ -9,4 +9,5 @@ pub mod html;
 pub mod markdown;
 pub mod read;
 pub mod terminal;
+pub mod validity;
 pub mod verdict;

@@ -1,11 +1,8 @@
 //! From what members found out to one report.
 
 use gpufeed_engine::measured::CpuUse;
-use gpufeed_profiles::units::show_nanos;
-use gpufeed_reports::{claims, verdict};
-use gpufeed_schema::{
-    Client, Kv, Member, Run, RunReport, SCHEMA_VERSION, Section, Tool, Validity, ValidityStatus, Verdict,
-};
+use gpufeed_reports::{claims, validity, verdict};
+use gpufeed_schema::{Client, Member, Run, RunReport, SCHEMA_VERSION, Tool, Validity, ValidityStatus, Verdict};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::calibrate::Ceiling;
@@ -110,9 +107,6 @@ impl Draft {
             series: measured.series,
             ..Member::default()
         };
-        if let Section::Kv(kv) = &section {
-            check_kv(kv, &mut self.report.validity, &plan.name);
-        }
         member.attach(section);
         member.verdict = verdict::headline(&member);
         self.report.run.duration_s += seconds;
@@ -129,7 +123,8 @@ impl Draft {
         self.cpu.extend(measured.cpu.map(|cpu| (seconds, cpu)));
         self.server_cpu.extend(server_cpu_ratio.map(|ratio| (seconds, ratio)));
         let named = |check: Validity| Validity { check: format!("{}: {}", plan.name, check.check), ..check };
-        self.report.validity.extend(measured.validity.into_iter().map(named));
+        let of_kv = validity::kv(&member, &self.report.run.transport);
+        self.report.validity.extend(of_kv.into_iter().chain(measured.validity).map(named));
         if let Some(words) = prepared {
             self.report.validity.push(named(Validity::new("data-set", ValidityStatus::Note, words)));
         }
@@ -269,39 +264,4 @@ fn clients(
         });
     }
     clients
-}
-
-/// Checks of a KV run that need its whole section.
-fn check_kv(kv: &Kv, validity: &mut Vec<Validity>, name: &str) {
-    let gpu = &kv.gpu;
-    let cells = gpu.prefill_ns
-        + gpu.recompute_ns
-        + gpu.decode_ns
-        + gpu.storage_stall_ns
-        + gpu.transfer_stall_ns
-        + gpu.no_work_ns
-        + gpu.down_ns;
-    let status = if cells == gpu.total_ns { ValidityStatus::Ok } else { ValidityStatus::Fail };
-    let detail = format!("cells sum to {} of {}", show_nanos(cells as f64), show_nanos(gpu.total_ns as f64));
-    validity.push(Validity::new(format!("{name}: gpu-time-partition"), status, detail));
-    let accounted = kv.completed + kv.failed + kv.unfinished;
-    let status = if accounted == kv.requests { ValidityStatus::Ok } else { ValidityStatus::Fail };
-    let detail = format!(
-        "{} requests arrived: {} completed, {} failed, {} unfinished",
-        kv.requests, kv.completed, kv.failed, kv.unfinished
-    );
-    validity.push(Validity::new(format!("{name}: requests"), status, detail));
-    if kv.unfinished * 20 > kv.requests {
-        let detail = format!(
-            "{} of {} requests were cut off by the end of the window: those still waiting for their first token are not in TTFT, which is therefore too short; run longer, or to the end of the trace (no --duration)",
-            kv.unfinished, kv.requests
-        );
-        validity.push(Validity::new(format!("{name}: cut-off"), ValidityStatus::Warn, detail));
-    }
-    if let Some(load) = kv.load_ratio.filter(|load| *load > 1.0) {
-        let detail = format!(
-            "offered load is {load:.2} of what the workers can do without the tier: TTFT without it grows with the length of the run"
-        );
-        validity.push(Validity::new(format!("{name}: load"), ValidityStatus::Note, detail));
-    }
 }
