@@ -70,7 +70,7 @@ impl Load {
             return;
         }
         self.count += 1;
-        let op = Op::get(Key { space: 0, rank: 0, id: self.count }, 4096);
+        let op = Op::get(Key { space: 0, rank: 0, id: self.count, ..Key::ZERO }, 4096);
         out.submit(Submit { tag: 0, worker: 0, intended: at, op });
     }
 }

@@ -39,7 +39,7 @@ fn main() {
     for _ in 0..10_000u64 {
         random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
         let service = 50_000 + (random >> 33) % 10_000_000;
-        let op = Op::get(Key { space: 0, rank: 0, id: random >> 40 }, 4096);
+        let op = Op::get(Key { space: 0, rank: 0, id: random >> 40, ..Key::ZERO }, 4096);
         operations.push((op, service));
     }
     let mut at = 0u64;

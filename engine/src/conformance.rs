@@ -99,10 +99,10 @@ struct Suite<'a, T: Transport> {
 }
 
 fn key(id: u64) -> Key {
-    Key { space: 0, rank: 0, id }
+    Key { space: 0, rank: 0, id, ..Key::ZERO }
 }
 
-const BLOCK: Key = Key { space: 1, rank: 3, id: 0xfeed_0001 };
+const BLOCK: Key = Key { space: 1, rank: 3, id: 0xfeed_0001, ..Key::ZERO };
 const LARGE: u64 = (1 << 20) + 3;
 const MULTIPART: u64 = 900_001;
 

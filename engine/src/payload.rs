@@ -121,7 +121,7 @@ mod tests {
         Cargo::new(Arc::new(Names { spaces: vec![space] }), Arena::new(8192, 2).expect("small"), &settings, 0)
     }
 
-    const KEY: Key = Key { space: 0, rank: 0, id: 9 };
+    const KEY: Key = Key { space: 0, rank: 0, id: 9, ..Key::ZERO };
 
     #[test]
     fn writes_are_made_beforehand_if_they_fit() {

@@ -56,11 +56,7 @@ impl<A: Transport, B: Transport> Transport for Two<A, B> {
 
 impl<A: Lane, B: Lane> Lane for Two<A, B> {
     async fn call(&mut self, op: &Op, data: &mut Data) -> Done {
-        if op.key.space < self.from_space {
-            self.first.call(op, data).await
-        } else {
-            self.second.call(op, data).await
-        }
+        if op.key.space < self.from_space { self.first.call(op, data).await } else { self.second.call(op, data).await }
     }
 }
 
@@ -96,7 +92,7 @@ mod tests {
         conformance::check(&two, clock, "x/", all).await.expect("as one target");
         let mut lane = two.lane().await.expect("in memory");
         for space in [0, 1] {
-            let op = Op::put(Key { space, rank: 0, id: 7 }, 3);
+            let op = Op::put(Key { space, rank: 0, id: 7, ..Key::ZERO }, 3);
             let done = lane.call(&op, &mut Data::From(bytes::Bytes::from_static(b"abc"))).await;
             assert!(done.result.is_ok());
         }
@@ -110,7 +106,7 @@ mod tests {
         let model = |shape: &str| StorageModel::new(&shape.parse::<Shape>().expect("a shape"), 1, None);
         let mut two = Two::new(model("get:latency=5ms"), model("get:latency=100us"), 3);
         let mut took = |space| {
-            let answer = two.admit(&Op::get(Key { space, rank: 0, id: 1 }, 10), Tick(1000));
+            let answer = two.admit(&Op::get(Key { space, rank: 0, id: 1, ..Key::ZERO }, 10), Tick(1000));
             assert_eq!(answer.result, Ok(()));
             answer.done.since(Tick(1000))
         };

@@ -23,7 +23,7 @@ fn objects(count: u64, bytes: usize) -> Objects {
     let names = Loop::new(Start::Closed(1), None).names();
     let payloads = Payloads::new(SEED);
     let object = |id| {
-        let name = names.of(Key { space: 0, rank: 0, id });
+        let name = names.of(Key { space: 0, rank: 0, id, ..Key::ZERO });
         let mut body = vec![0; bytes];
         payloads.of(&name).fill(0, &mut body);
         (name, body.into())

@@ -97,6 +97,15 @@ pub struct Key {
     pub rank: u16,
     /// Sample number, block hash, or any other identity.
     pub id: u64,
+    /// Which block of its prompt a KV block is, where the space writes that.
+    pub position: u32,
+    /// Hash of the block before it, where the space writes that.
+    pub parent: u64,
+}
+
+impl Key {
+    /// The first of everything; for the fields that a space does not write.
+    pub const ZERO: Self = Self { space: 0, rank: 0, id: 0, position: 0, parent: 0 };
 }
 
 /// How the objects of one space are called.
@@ -120,6 +129,12 @@ pub enum KeyStyle {
     Hash,
     /// `{rank}/{hash}`.
     RankHash,
+    /// `{rank}@{hash}`.
+    WorkerHash,
+    /// `{position}:{hash}:{parent}`, hashes in base 58 of their eight bytes; the first block has no parent.
+    Lineage,
+    /// `{rank}/{position}:{hash}:{parent}`.
+    RankLineage,
 }
 
 /// The key spaces of a run; shared by machines (who number them) and transports (who write them out).
@@ -142,6 +157,9 @@ impl Names {
             KeyStyle::Index(digits) => write!(out, "{:0width$}", key.id, width = usize::from(digits)),
             KeyStyle::Hash => write!(out, "{:016x}", key.id),
             KeyStyle::RankHash => write!(out, "{}/{:016x}", key.rank, key.id),
+            KeyStyle::WorkerHash => write!(out, "{}@{:016x}", key.rank, key.id),
+            KeyStyle::Lineage => write_lineage(key, out),
+            KeyStyle::RankLineage => write!(out, "{}/", key.rank).and_then(|()| write_lineage(key, out)),
         };
         out.push_str(&space.after);
     }
@@ -153,6 +171,33 @@ impl Names {
         self.write(key, &mut name);
         name
     }
+}
+
+/// `{position}:{hash}[:{parent}]`.
+fn write_lineage(key: Key, out: &mut String) -> fmt::Result {
+    write!(out, "{}:", key.position)?;
+    write_base58(key.id, out);
+    if key.position > 0 {
+        out.push(':');
+        write_base58(key.parent, out);
+    }
+    Ok(())
+}
+
+/// The eight bytes of `hash`, most significant first, in base 58 as Bitcoin writes it: each leading zero byte is a `1`,
+/// the rest a number.
+fn write_base58(hash: u64, out: &mut String) {
+    const ALPHABET: &[u8; 58] = b"123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
+    // 58^11 is more than 2^64.
+    let mut digits = [0u8; 11];
+    let (mut rest, mut count) = (hash, 0);
+    while rest > 0 {
+        digits[count] = ALPHABET[(rest % 58) as usize];
+        rest /= 58;
+        count += 1;
+    }
+    out.extend(std::iter::repeat_n('1', hash.leading_zeros() as usize / 8));
+    out.extend(digits[..count].iter().rev().map(|&digit| char::from(digit)));
 }
 
 /// A condition on a write.
@@ -216,7 +261,7 @@ impl Op {
     /// Lists at most `keys` keys of a space.
     #[must_use]
     pub const fn list(space: u16, keys: u64) -> Self {
-        Self::new(Verb::List, Key { space, rank: 0, id: 0 }, keys)
+        Self::new(Verb::List, Key { space, rank: 0, id: 0, ..Key::ZERO }, keys)
     }
 
     /// Removes an object.
@@ -395,10 +440,21 @@ mod tests {
     fn names_write_each_style() {
         let space = |style| Space { before: "a/x_".into(), after: ".npz".into(), style };
         let names = Names { spaces: vec![space(KeyStyle::Index(4)), space(KeyStyle::Hash), space(KeyStyle::RankHash)] };
-        let key = |space| Key { space, rank: 3, id: 255 };
+        let key = |space| Key { space, rank: 3, id: 255, ..Key::ZERO };
         assert_eq!(names.of(key(0)), "a/x_0255.npz");
         assert_eq!(names.of(key(1)), "a/x_00000000000000ff.npz");
         assert_eq!(names.of(key(2)), "a/x_3/00000000000000ff.npz");
+    }
+
+    #[test]
+    fn lineage_is_written_as_positions_and_hashes_in_base_58() {
+        let space = |style| Space { before: "kv/".into(), after: String::new(), style };
+        let names = Names { spaces: vec![space(KeyStyle::RankLineage), space(KeyStyle::Lineage)] };
+        let first = Key { rank: 2, id: u64::MAX, ..Key::ZERO };
+        assert_eq!(names.of(first), "kv/2/0:jpXCZedGfVQ");
+        let next = Key { space: 1, id: 57, position: 3, parent: 1 << 32, ..Key::ZERO };
+        assert_eq!(names.of(next), "kv/3:1111111z:1117YXq9H");
+        assert_eq!(names.of(Key { space: 1, ..Key::ZERO }), "kv/0:11111111");
     }
 
     #[test]

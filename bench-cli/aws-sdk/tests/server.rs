@@ -64,7 +64,7 @@ fn the_bucket_is_made_filled_listed_and_emptied() {
         let mut lane = transport.lane().await.expect("opens");
         // More than one page of a listing.
         for id in 0..1005 {
-            let op = Op::put(Key { space: 0, rank: 0, id }, 3);
+            let op = Op::put(Key { space: 0, rank: 0, id, ..Key::ZERO }, 3);
             assert_eq!(call(&mut lane, op, &mut Data::From(Bytes::from_static(b"abc"))).await, Ok(3));
         }
         let listed = control.list("a b/ü+/").await.expect("lists");
@@ -84,7 +84,7 @@ fn every_operation_does_what_it_says() {
         let session = session(&running).await;
         let transport = transport(&session, "bucket");
         let mut lane = transport.lane().await.expect("opens");
-        let key = Key { space: 0, rank: 1, id: 2 };
+        let key = Key { space: 0, rank: 1, id: 2, ..Key::ZERO };
         let payload = Payloads::new(3).of(&names().of(key));
         let mut bytes = vec![0; 300_000];
         payload.fill(0, &mut bytes);

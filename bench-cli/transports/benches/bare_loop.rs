@@ -223,7 +223,7 @@ fn raw(address: SocketAddr, bytes: u64, connections: usize, bound: Bound) -> Fig
         async || (transport.lane().await.expect("connects"), 0),
         async move |(lane, id)| {
             *id += 1;
-            let key = Key { space: 0, rank: 0, id: *id };
+            let key = Key { space: 0, rank: 0, id: *id, ..Key::ZERO };
             let done = lane.call(&Op::get(key, bytes), &mut Data::Discard).await;
             assert!(done.result.is_ok(), "{:?}", done.result);
         },

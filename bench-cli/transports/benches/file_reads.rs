@@ -18,7 +18,7 @@ use rustix::time::{ClockId, clock_gettime};
 const FILE: u64 = 256 << 20;
 const READ: u64 = 4096;
 const READS: u64 = 20_000;
-const KEY: Key = Key { space: 0, rank: 0, id: 1 };
+const KEY: Key = Key { space: 0, rank: 0, id: 1, ..Key::ZERO };
 
 fn cpu_ns() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);

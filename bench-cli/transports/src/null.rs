@@ -80,7 +80,7 @@ mod tests {
         let arena = Arena::new(4096, 1).expect("small");
         let target = NullTarget::new(Arc::clone(&names), 7, arena, Clock::new(Instant::now()));
         let mut lane = target.lane().await.expect("always opens");
-        let key = Key { space: 0, rank: 0, id: 3 };
+        let key = Key { space: 0, rank: 0, id: 3, ..Key::ZERO };
 
         let buf = target.arena().take().expect("free");
         let mut data = Data::Into { buf, from: 5 };

@@ -19,7 +19,7 @@ fn names() -> Arc<Names> {
 }
 
 const fn key(space: u16, id: u64) -> Key {
-    Key { space, rank: 0, id }
+    Key { space, rank: 0, id, ..Key::ZERO }
 }
 
 /// Every combination of page cache and io_uring, on a real file system below the build directory.

@@ -61,7 +61,7 @@ fn every_operation_does_what_it_says() {
     block_on(async {
         let names = names("a b/ü+%/");
         let (raw, mut lane) = open(&config(&running, "http"), &names).await.expect("connects");
-        let key = Key { space: 0, rank: 1, id: 2 };
+        let key = Key { space: 0, rank: 1, id: 2, ..Key::ZERO };
         let payload = Payloads::new(SEED).of(&names.of(key));
         let mut bytes = vec![0; 300_000];
         payload.fill(0, &mut bytes);
@@ -128,7 +128,7 @@ fn certificates_are_checked_unless_told_otherwise() {
         let unverified = Tls { verify: false, ..Tls::default() };
         for tls in [bundle, unverified] {
             let (_, mut lane) = open(&with(tls), &names).await.expect("connects");
-            let key = Key { space: 0, rank: 0, id: 1 };
+            let key = Key { space: 0, rank: 0, id: 1, ..Key::ZERO };
             let done = lane.call(&Op::put(key, 3), &mut Data::From(Bytes::from_static(b"abc"))).await;
             assert!(done.result.is_ok(), "{:?}", done.result);
             assert_eq!(done.carrier, Carrier::Https);
@@ -152,7 +152,7 @@ proptest! {
             for key in keys {
                 let names = names(&key);
                 let (_, mut lane) = open(&config(&running, "http"), &names).await.expect("connects");
-                let key = Key { space: 0, rank: 0, id: 1 };
+                let key = Key { space: 0, rank: 0, id: 1, ..Key::ZERO };
                 let op = Op::put(key, 3);
                 let done = lane.call(&op, &mut Data::From(Bytes::from_static(b"abc"))).await;
                 assert!(done.result.is_ok(), "{:?}: {:?}", names.of(key), done.result);

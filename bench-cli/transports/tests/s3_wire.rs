@@ -13,7 +13,7 @@ use gpufeed_io::payload::Payloads;
 use gpufeed_transports::s3::{Addressing, Credentials, RawS3, S3Config, S3Lane, S3Target, Tls};
 use gpufeed_workloads::op::{Condition, ErrorKind, Key, KeyStyle, Names, Op, Space};
 
-const KEY: Key = Key { space: 0, rank: 0, id: 7 };
+const KEY: Key = Key { space: 0, rank: 0, id: 7, ..Key::ZERO };
 
 /// A server that answers the requests it gets with these texts, one after the other; an empty text closes the
 /// connection instead. What it was sent comes back by the channel.

@@ -68,7 +68,7 @@ impl Loop {
         if self.stopped || self.limit.is_some_and(|limit| self.submitted >= limit) {
             return;
         }
-        let key = Key { space: 0, rank: 0, id: self.submitted };
+        let key = Key { space: 0, rank: 0, id: self.submitted, ..Key::ZERO };
         let op = match self.verb {
             Verb::Put => Op::put(key, self.bytes),
             _ => Op::get(key, self.bytes),

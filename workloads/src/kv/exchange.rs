@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use crate::machine::Submit;
 use crate::op::{ErrorKind, Key, Op, Outcome, Tick};
-use crate::random::mix;
+use crate::random::{mix, mix2};
 
 /// What is wanted of one block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,8 +16,20 @@ pub(super) enum Asked {
     LookUp { job: u32, index: u32 },
     /// Read it.
     Fetch { job: u32, index: u32 },
-    /// Write block `id`.
+    /// Read it on no job's account, to write it elsewhere.
+    Carry,
+    /// Write a block.
     Store { id: u64 },
+    /// Delete a block.
+    Remove,
+    /// Nothing any more: who asked is gone.
+    Abandoned { writes: bool },
+}
+
+impl Asked {
+    const fn writes(self) -> bool {
+        matches!(self, Self::Store { .. } | Self::Remove | Self::Abandoned { writes: true })
+    }
 }
 
 /// How it went, of an object or of a whole block.
@@ -46,6 +58,10 @@ impl Answer {
 /// How a client's blocks lie on the target.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Shape {
+    /// First of the key spaces its objects lie in.
+    pub(super) space: u16,
+    /// Workers that share what lies there; zero for all of them. Objects of different places have different keys.
+    pub(super) workers_of_place: u32,
     /// Objects of a block, one for each rank that has its own.
     pub(super) ranks: u16,
     /// Bytes of each.
@@ -61,6 +77,7 @@ enum Step {
     Head,
     Get,
     Put,
+    Delete,
 }
 
 /// A block that is being asked for.
@@ -149,6 +166,16 @@ impl Exchange {
         self.ask(worker, Asked::Store { id }, id, Step::Put);
     }
 
+    /// Queues the read of a block on no job's account.
+    pub(super) fn carry(&mut self, worker: u32, id: u64) {
+        self.ask(worker, Asked::Carry, id, Step::Get);
+    }
+
+    /// Queues the deletion of a block.
+    pub(super) fn remove(&mut self, worker: u32, id: u64) {
+        self.ask(worker, Asked::Remove, id, Step::Delete);
+    }
+
     fn ask(&mut self, worker: u32, asked: Asked, id: u64, step: Step) {
         let block = Block { worker, asked, id, left: self.shape.ranks, answer: Answer::Good };
         let index = if let Some(index) = self.free_blocks.pop() {
@@ -159,7 +186,7 @@ impl Exchange {
             (self.blocks.len() - 1) as u32
         };
         let queue = &mut self.queues[worker as usize];
-        let queue = if matches!(asked, Asked::Store { .. }) { &mut queue.writes } else { &mut queue.reads };
+        let queue = if asked.writes() { &mut queue.writes } else { &mut queue.reads };
         queue.extend((0..self.shape.ranks).map(|rank| Turn { block: index, rank, step }));
     }
 
@@ -189,11 +216,15 @@ impl Exchange {
 
     fn op(&self, turn: Turn) -> Op {
         // Traces number their blocks; real keys are hashes.
-        let key = Key { space: 0, rank: turn.rank, id: mix(self.blocks[turn.block as usize].id) };
+        let block = &self.blocks[turn.block as usize];
+        let place = block.worker.checked_div(self.shape.workers_of_place).unwrap_or(0);
+        let id = if place == 0 { mix(block.id) } else { mix2(block.id, u64::from(place)) };
+        let key = Key { space: self.shape.space, rank: turn.rank, id, ..Key::ZERO };
         match turn.step {
             Step::Head => Op::stat(key),
             Step::Get => Op::get(key, self.shape.object_bytes),
             Step::Put => Op::put(key, self.shape.object_bytes),
+            Step::Delete => Op::delete(key),
         }
     }
 
@@ -208,16 +239,24 @@ impl Exchange {
         self.free_tags.push(tag as u32);
         let Block { worker, asked, id, .. } = self.blocks[turn.block as usize];
         let queue = &mut self.queues[worker as usize];
-        match asked {
-            Asked::Store { .. } => queue.writes_in_flight -= 1,
-            _ => queue.reads_in_flight -= 1,
+        if asked.writes() {
+            queue.writes_in_flight -= 1;
+        } else {
+            queue.reads_in_flight -= 1;
         }
         let object = match outcome.result {
             Ok(()) => Answer::Good,
             Err(kind) => Answer::Failed(kind),
         };
         let block = self.settle(turn.block, object);
-        Some(Landed { worker, asked, id, data: turn.step != Step::Head, object: Some(object), block })
+        Some(Landed {
+            worker,
+            asked,
+            id,
+            data: matches!(turn.step, Step::Get | Step::Put),
+            object: Some(object),
+            block,
+        })
     }
 
     /// One object of a block has come to its end. Returns the block's answer if that was the last.
@@ -249,20 +288,56 @@ impl Exchange {
         silent
     }
 
-    /// Gives up the writes that were not begun: how many blocks do not become whole, and which of them have no operation
-    /// in flight and so will have no answer.
-    pub(super) fn drop_stores(&mut self) -> (u64, Vec<u64>) {
+    /// Gives up the writes that were not begun: how many blocks do not become whole, and which of which workers have no
+    /// operation in flight and so will have no answer.
+    pub(super) fn drop_stores(&mut self) -> (u64, Vec<(u32, u64)>) {
         let (mut broken, mut silent) = (0, Vec::new());
         for index in 0..self.queues.len() {
             for turn in std::mem::take(&mut self.queues[index].writes) {
-                let Block { answer, id, .. } = self.blocks[turn.block as usize];
+                let Block { worker, answer, id, asked, .. } = self.blocks[turn.block as usize];
+                if asked == Asked::Remove {
+                    self.queues[index].writes.push_back(turn);
+                    continue;
+                }
                 broken += u64::from(answer == Answer::Good);
                 if self.settle(turn.block, Answer::Withdrawn).is_some() {
-                    silent.push(id);
+                    silent.push((worker, id));
                 }
             }
         }
         (broken, silent)
+    }
+
+    /// A worker is gone. What it had not begun is not done, deletions apart; what is in flight lands for nobody.
+    /// Returns the blocks it was writing.
+    pub(super) fn abandon(&mut self, worker: u32) -> Vec<u64> {
+        let mut stores = Vec::new();
+        let queue = &mut self.queues[worker as usize];
+        let (reads, writes) = (std::mem::take(&mut queue.reads), std::mem::take(&mut queue.writes));
+        let mut forsake = |block: &mut Block| {
+            if let Asked::Store { id } = block.asked {
+                stores.push(id);
+            }
+            block.asked = Asked::Abandoned { writes: block.asked.writes() };
+        };
+        for turn in self.in_flight.iter().flatten() {
+            let block = &mut self.blocks[turn.block as usize];
+            if block.worker == worker && block.asked != Asked::Remove {
+                forsake(block);
+            }
+        }
+        let mut kept = VecDeque::new();
+        for turn in reads.into_iter().chain(writes) {
+            let block = &mut self.blocks[turn.block as usize];
+            if block.asked == Asked::Remove {
+                kept.push_back(turn);
+                continue;
+            }
+            forsake(block);
+            self.settle(turn.block, Answer::Withdrawn);
+        }
+        self.queues[worker as usize].writes = kept;
+        stores
     }
 
     /// Questions and reads of a worker that wait to be sent.

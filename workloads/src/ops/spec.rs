@@ -321,12 +321,12 @@ impl OpsSpec {
     /// Key of object `i` of the set.
     pub(super) fn set_key(&self, i: u64) -> Key {
         let prefix = u128::from(i) * u128::from(self.prefixes) / u128::from(self.objects.max(1));
-        Key { space: prefix as u16, rank: 0, id: i }
+        Key { space: prefix as u16, rank: 0, id: i, ..Key::ZERO }
     }
 
     /// Key of new object `i` of a client.
     pub(super) const fn new_key(&self, client: u16, i: u64) -> Key {
-        Key { space: self.new_space(), rank: client, id: i }
+        Key { space: self.new_space(), rank: client, id: i, ..Key::ZERO }
     }
 
     /// Size of the object with this key, in bytes; the same whenever it is written.

@@ -78,7 +78,11 @@ impl Corpus {
     pub(super) fn postings(&self, number: u64, lists: &mut Vec<u32>, mut each: impl FnMut(Op)) {
         self.ivf.probe(number, self.passages(number), lists);
         for range in lists.iter().flat_map(|&list| self.ivf.ranges(list)) {
-            each(Op::get_range(Key { space: INDEX, rank: 0, id: range.object }, range.offset, range.bytes));
+            each(Op::get_range(
+                Key { space: INDEX, rank: 0, id: range.object, ..Key::ZERO },
+                range.offset,
+                range.bytes,
+            ));
         }
     }
 
@@ -86,7 +90,7 @@ impl Corpus {
     pub(super) fn fetches(&self, number: u64, mut each: impl FnMut(Op)) {
         for passage in self.passages(number) {
             let object = self.passages[&passage];
-            let key = Key { space: PASSAGES, rank: 0, id: u64::from(object) };
+            let key = Key { space: PASSAGES, rank: 0, id: u64::from(object), ..Key::ZERO };
             each(Op::get(key, self.sizes[object as usize]));
         }
     }

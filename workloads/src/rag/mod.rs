@@ -385,7 +385,7 @@ impl Workload for Rag {
     fn dataset(&self) -> Dataset {
         let segments: Arc<[u64]> = self.corpus.ivf.objects().collect();
         let run = |space, sizes: Arc<[u64]>| ObjectRun {
-            first: Key { space, rank: 0, id: 0 },
+            first: Key { space, rank: 0, id: 0, ..Key::ZERO },
             count: sizes.len() as u64,
             sizes: Sizes::Each(sizes),
         };
