@@ -120,6 +120,9 @@ impl Reason {
 pub enum Begin {
     /// Nothing to load: prefill now.
     Prefill,
+    /// Prefill now after the first so many blocks, which come layer by layer, until
+    /// [`Worker::layers_landed`](super::Worker::layers_landed).
+    Overlap(usize),
     /// Keep the memory and wait, in this phase, for [`Worker::loaded`](super::Worker::loaded).
     Wait(Phase),
 }
@@ -246,6 +249,14 @@ impl Sequence {
         }
         self.phase = phase;
         self.phase_since = self.phase_since.max(at);
+    }
+
+    /// `ns` since the last change of phase were spent waiting for layers.
+    pub(super) const fn waited_for_layers(&mut self, ns: u64) {
+        if self.first_token.is_none() {
+            self.parts.0[Phase::Load as usize] += ns;
+            self.phase_since.0 += ns;
+        }
     }
 
     /// Starts over: what it had is gone for `reason`. Tokens it has given out stay given out. Its slots are the

@@ -5,11 +5,15 @@
 //! coalescing never changes a result.
 
 mod moves;
+mod overlap;
+#[cfg(test)]
+mod overlap_tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 pub use moves::{Lost, Moved};
+pub use overlap::overlapped_end;
 
 use crate::inference::ledger::Spent;
 use crate::inference::sequence::Sequence;
@@ -70,6 +74,8 @@ pub struct Worker {
     down: bool,
     /// What moves in and out; see [`Worker::expect`] and [`Worker::hand_over`].
     moves: moves::Moves,
+    /// Prefixes that come layer by layer; see [`Worker::overlap`].
+    overlaps: overlap::Overlaps,
     /// The pool's release count when the first waiting job did not fit.
     blocked: Option<u64>,
 }
@@ -94,6 +100,7 @@ impl Worker {
             outside: 0,
             down: false,
             moves: moves::Moves::default(),
+            overlaps: overlap::Overlaps::default(),
             blocked: None,
         }
     }
@@ -146,6 +153,7 @@ impl Worker {
         let at = self.hear(at);
         self.settle(at);
         self.ledger.stop(at);
+        self.close_open(at);
         self.book(at);
     }
 
@@ -226,6 +234,9 @@ impl Worker {
     /// Something may be schedulable now: at once if idle, else at the end of the iteration in progress.
     fn wake_up(&mut self, now: Tick, host: &mut impl Host) {
         let ends = &mut self.run.ends;
+        if self.overlaps.is_open() {
+            return;
+        }
         if ends.is_empty() {
             self.schedule(now, host);
         } else {
@@ -236,7 +247,7 @@ impl Worker {
 
     /// Books idle time up to `now`; what an iteration takes is booked when it ends.
     fn settle(&mut self, now: Tick) {
-        if self.run.ends.is_empty() {
+        if self.run.ends.is_empty() && !self.overlaps.is_open() {
             self.ledger.idle(now, self.idle_cell());
         }
     }
@@ -329,6 +340,10 @@ impl Worker {
             let limit = sequence.findable(self.limits.block_tokens);
             match host.begin(now, self.index, &sequence.job, matched, limit) {
                 Begin::Prefill => self.begin_prefill(now, sequence, budget, host),
+                Begin::Overlap(blocks) => {
+                    self.expect_layers(&mut sequence, blocks);
+                    self.begin_prefill(now, sequence, budget, host);
+                }
                 Begin::Wait(phase) => {
                     sequence.enter(phase, now);
                     self.loading.push(sequence);
@@ -363,7 +378,17 @@ impl Worker {
     fn begin_prefill(&mut self, now: Tick, mut sequence: Sequence, budget: &mut u64, host: &mut impl Host) {
         self.queued_tokens -= sequence.job.prompt_tokens;
         sequence.enter(Phase::Prefill, now);
-        host.prefill(now, self.index, &sequence.job, sequence.computed, sequence.preempted);
+        if !self.overlaps.awaits(sequence.job.id) {
+            host.prefill(now, self.index, &sequence.job, sequence.computed, sequence.preempted);
+        }
+        self.find_reasons(&mut sequence, host);
+        sequence.chunk = (*budget).min(sequence.goal - sequence.computed);
+        *budget -= sequence.chunk;
+        self.running.push(sequence);
+    }
+
+    /// Why each block that is not there must be computed, where somebody had computed it before.
+    fn find_reasons(&self, sequence: &mut Sequence, host: &mut impl Host) {
         let from = (sequence.computed / self.limits.block_tokens) as usize;
         let full = ((sequence.goal / self.limits.block_tokens) as usize).min(sequence.job.blocks.len());
         let whole = from == sequence.findable(self.limits.block_tokens);
@@ -380,9 +405,6 @@ impl Worker {
             };
             sequence.reasons.push(reason);
         }
-        sequence.chunk = (*budget).min(sequence.goal - sequence.computed);
-        *budget -= sequence.chunk;
-        self.running.push(sequence);
     }
 
     /// Times the iterations that follow from what is running.
@@ -416,13 +438,16 @@ impl Worker {
         }
         if batch.prefill_tokens > 0 {
             iterations = 1;
+            if self.start_overlapped(now) {
+                return;
+            }
         }
         let mut end = now.0;
-        let mut shape = *batch;
+        let mut shape = self.run.batch;
         for _ in 0..iterations.max(1) {
-            end += ((model.iteration_ns(&shape) * self.limits.time_scale).round() as u64).max(1);
-            ends.push(end);
-            next_decode(model, &mut shape);
+            end += self.duration_ns(&shape);
+            self.run.ends.push(end);
+            next_decode(&self.cost, &mut shape);
         }
     }
 
@@ -445,7 +470,6 @@ impl Worker {
     }
 
     fn spent(&self, shape: &Batch) -> Spent {
-        let terms = self.cost.iteration(shape);
         let alone = if shape.prefill_tokens == 0 {
             [0.0, 0.0, 1.0]
         } else {
@@ -460,7 +484,7 @@ impl Worker {
         };
         Spent {
             alone,
-            exposed_ns: (terms.exposed_wait_ns * self.limits.time_scale).round() as u64,
+            exposed_ns: self.overlaps.exposed_ns(),
             sequences: shape.sequences(),
             flops: self.cost.flops(shape),
             bytes: self.cost.bytes(shape),
@@ -471,6 +495,7 @@ impl Worker {
     fn finish_run(&mut self, host: &mut impl Host) {
         let Some(end) = self.due() else { return };
         self.book(end);
+        self.settle_layers(end, host);
         let ends = std::mem::take(&mut self.run.ends);
         let iterations = ends.len() as u64;
         let decodes = self.run.batch.decode_seqs;

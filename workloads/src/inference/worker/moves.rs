@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::inference::ledger::Spent;
 use crate::inference::sequence::Sequence;
-use crate::inference::worker::{Worker, next_decode};
+use crate::inference::worker::{Worker, next_decode, overlap};
 use crate::inference::{BlockPool, Cell, Host, Job, Ledger, Phase, Reason, Slot};
 use crate::op::Tick;
 
@@ -108,6 +108,12 @@ impl Worker {
         self.down
     }
 
+    /// Tokens of jobs computed elsewhere that wait for memory here.
+    #[must_use]
+    pub fn expected_tokens(&self) -> u64 {
+        self.moves.expected.iter().map(|sequence| sequence.goal).sum()
+    }
+
     /// Its books up to `end`, for a run that is over.
     #[must_use]
     pub fn closed_ledger(&self, end: Tick) -> Ledger {
@@ -144,6 +150,7 @@ impl Worker {
             moved.sequence.slots.clear();
         }
         self.pool = BlockPool::new(self.limits.hbm_blocks);
+        self.overlaps = overlap::Overlaps::default();
         (self.queued_tokens, self.outside) = (0, 0);
         (self.blocked, self.moves.blocked) = (None, None);
         self.book_gauge(now);
@@ -160,6 +167,7 @@ impl Worker {
     /// Ends the run in progress at `now`: iterations that ended by then count in full, the time of the one that had
     /// begun counts as the work it was, and what it computed is lost.
     fn break_off(&mut self, now: Tick, host: &mut impl Host) {
+        self.close_open(now);
         let ended = self.run.ends.partition_point(|&end| end <= now.0);
         let Some(&end) = self.run.ends.get(ended) else { return };
         let mut shape = self.run.batch;
