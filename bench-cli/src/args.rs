@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use gpufeed_profiles::units::{Bytes, UnitError, parse_duration};
 
+pub use crate::capacity::args::{ItlArgs, PlanArgs, PlanCommand, PlanFormat, ServedArgs, TtftArgs};
+
 fn duration(text: &str) -> Result<Duration, UnitError> {
     parse_duration(text)
 }
@@ -30,6 +32,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Run the reference storage server.
     Serve(Box<ServeArgs>),
+    /// What storage these GPUs need; single predictions of TTFT and ITL; how well they hold.
+    Plan(Box<PlanArgs>),
     /// Look at, make, convert and cut request traces.
     #[command(subcommand)]
     Trace(TraceCommand),

@@ -11,6 +11,8 @@ pub enum Exit {
     Failed,
     /// Wrong usage.
     Usage,
+    /// A threshold or gate failed.
+    Missed,
 }
 
 impl From<Exit> for ExitCode {
@@ -19,6 +21,7 @@ impl From<Exit> for ExitCode {
             Exit::Passed => 0,
             Exit::Failed => 1,
             Exit::Usage => 2,
+            Exit::Missed => 3,
         })
     }
 }

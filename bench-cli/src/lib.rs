@@ -4,6 +4,7 @@
 
 pub mod args;
 mod calibrate;
+mod capacity;
 mod client;
 mod data;
 mod embedded;
@@ -46,6 +47,7 @@ fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
     let done = match cli.command {
         Command::Run(args) => run::run(args.workload),
         Command::Serve(args) => serve::run(&args).map(|()| Exit::Passed),
+        Command::Plan(args) => capacity::run(&args),
         Command::Trace(command) => trace::run(command).map(|()| Exit::Passed),
         Command::Profile(command) => profile::run(command).map(|()| Exit::Passed),
         Command::Report(args) => report::run(&args).map(|()| Exit::Passed),
