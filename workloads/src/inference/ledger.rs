@@ -374,6 +374,42 @@ mod tests {
         assert!((gpu.mfu_ratio - 400.0 / (520e-9 * 1e12)).abs() < 1e-9, "{}", gpu.mfu_ratio);
     }
 
+    /// Every ratio of the design's §4 against its definition, by hand.
+    #[test]
+    fn ratios_follow_their_definitions() {
+        let mut one = Ledger::new(Tick(0));
+        // An exposed wait of 200; what is left goes 2 : 1 : 1.
+        let mixed = Spent { alone: [2.0, 1.0, 1.0], exposed_ns: 200, sequences: 4, flops: 4000.0, bytes: 8000.0 };
+        one.gauge(Tick(0), 1, 4);
+        one.iteration(Tick(1000), &mixed);
+        one.gauge(Tick(1000), 2, 0);
+        one.idle(Tick(1300), Cell::StorageStall);
+        one.gauge(Tick(1300), 0, 0);
+        one.idle(Tick(1400), Cell::TransferStall);
+        one.idle(Tick(1500), Cell::Down);
+        let decode = Spent { alone: [0.0, 0.0, 1.0], sequences: 1, flops: 100.0, bytes: 400.0, ..Spent::default() };
+        one.gauge(Tick(1500), 0, 1);
+        one.iteration(Tick(1600), &decode);
+        one.gauge(Tick(1600), 0, 0);
+        one.idle(Tick(2000), Cell::NoWork);
+        let other = Ledger::new(Tick(0));
+        let peaks = Peaks { flops_per_s: 1e13, bytes_per_s: 2e13 };
+        let (gpu, timeline) = summarize([one, other], (Tick(0), Tick(2000)), peaks, 1.0);
+        assert_eq!((gpu.total_ns, sum(&gpu)), (4000, 4000));
+        assert_eq!((gpu.prefill_ns, gpu.recompute_ns, gpu.decode_ns), (400, 200, 200 + 100));
+        assert_eq!((gpu.storage_stall_ns, gpu.transfer_stall_ns, gpu.down_ns), (200 + 300, 100, 100));
+        assert_eq!(gpu.no_work_ns, 400 + 2000);
+        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} against {b}");
+        near(gpu.busy_ratio, 1.0 - (500.0 + 100.0 + 100.0 + 2400.0) / 4000.0);
+        near(gpu.recompute_tax_ratio, 200.0 / 900.0);
+        // ∫ loading ÷ (loading + running) over worker-seconds: 1 of 5 for 1000, 2 of 2 for 300.
+        near(gpu.storage_starved_ratio, (0.2 * 1000.0 + 300.0) / 4000.0);
+        near(gpu.mean_batch, (4.0 * 1000.0 + 100.0) / 1100.0);
+        near(gpu.mfu_ratio, 4100.0 / (900e-9 * 1e13));
+        near(gpu.mbu_ratio, 8400.0 / (900e-9 * 2e13));
+        near(timeline[0].prefill_ratio, gpu.prefill_ratio);
+    }
+
     #[test]
     fn starvation_is_the_share_of_loading() {
         let mut ledger = Ledger::new(Tick(0));

@@ -22,11 +22,16 @@ struct Log {
     tokens: u64,
     gaps: Vec<(u64, u64)>,
     load: bool,
+    /// Blocks of a prompt that somebody had computed.
+    known: usize,
 }
 
 impl Host for Log {
     fn begin(&mut self, _: Tick, _: u32, _: &Job, _: usize, _: usize) -> Begin {
         if self.load { Begin::Wait(Phase::Load) } else { Begin::Prefill }
+    }
+    fn recompute(&mut self, _: u32, _: &Job, index: usize) -> Option<Reason> {
+        (index < self.known).then_some(Reason::Evicted)
     }
     fn prefill(&mut self, _: Tick, _: u32, job: &Job, cached: u64, _: bool) {
         self.cached.push((job.id, cached));
@@ -128,6 +133,88 @@ fn a_big_prefill_shows_in_the_gaps_of_others() {
     let (_, first, parts) = log.first[1];
     assert_eq!(parts.total(), first.0 - 50_000_000);
     assert!(parts.of(Phase::Queue) > 0 && parts.of(Phase::Queue) <= decode, "until the iteration in progress ends");
+}
+
+/// While a prompt of 8,000 is prefilled in chunks, each gap of a decoding request is one mixed iteration; before and
+/// after it is a decode by itself.
+#[test]
+fn each_gap_of_a_running_request_is_the_iteration_it_shares() {
+    let model = llama_8b_h100();
+    let (mut worker, mut log) = (worker(limits(4096)), Log::default());
+    worker.enqueue(Tick(0), Tick(0), job(1, 0, 160, 40), &mut log);
+    let arrival = Tick(60_000_000);
+    worker.advance(arrival, &mut log);
+    worker.enqueue(arrival, arrival, job(2, arrival.0, 8000, 1), &mut log);
+    drain(&mut worker, &mut log);
+
+    let mut at = iteration(&model, |batch| batch.chunk(&model, 0, 160, true));
+    let (mut context, mut expected) = (160, Vec::new());
+    let mut decode = |expected: &mut Vec<u64>, at: &mut u64, chunk: Option<(u64, u64)>| {
+        context += 1;
+        let gap = iteration(&model, |batch| {
+            batch.decode(&model, context);
+            if let Some((from, tokens)) = chunk {
+                batch.chunk(&model, from, tokens, from + tokens == 8000);
+            }
+        });
+        *at += gap;
+        expected.push(gap);
+    };
+    while at <= arrival.0 {
+        decode(&mut expected, &mut at, None);
+    }
+    // 2,048 tokens an iteration, of which the running request decodes one.
+    for chunk in [(0, 2047), (2047, 2047), (4094, 2047), (6141, 1859)] {
+        decode(&mut expected, &mut at, Some(chunk));
+    }
+    let prefilled = at;
+    for _ in expected.len()..39 {
+        decode(&mut expected, &mut at, None);
+    }
+    let gaps: Vec<u64> = log.gaps.iter().flat_map(|&(gap, count)| std::iter::repeat_n(gap, count as usize)).collect();
+    // Gaps of one run are told together, so only their lengths are compared, not their order.
+    let sorted = |mut gaps: Vec<u64>| {
+        gaps.sort_unstable();
+        gaps
+    };
+    assert_eq!(sorted(gaps), sorted(expected));
+    assert_eq!(log.first[1].1, Tick(prefilled));
+    assert_eq!(log.finished, [(2, Tick(prefilled)), (1, Tick(at))]);
+}
+
+/// One iteration that prefills new blocks, prefills known ones again and decodes is split as each would take alone.
+#[test]
+fn a_mixed_iteration_is_split_as_its_parts_would_take_alone() {
+    let model = llama_8b_h100();
+    let (mut worker, mut log) = (worker(limits(4096)), Log { known: 50, ..Log::default() });
+    worker.enqueue(Tick(0), Tick(0), job(1, 0, 8, 2), &mut log);
+    let first = worker.due().expect("a prefill");
+    worker.enqueue(Tick(1), Tick(1), job(2, 1, 1600, 1), &mut log);
+    let end = drain(&mut worker, &mut log);
+    // 100 blocks of which 50 are known: 800 tokens again, 800 new, and one decode over nine tokens.
+    let whole = iteration(&model, |batch| {
+        batch.decode(&model, 9);
+        batch.chunk(&model, 0, 1600, true);
+    });
+    assert_eq!(end.0 - first.0, whole);
+    let alone = |shape: &dyn Fn(&mut Batch)| {
+        let mut batch = Batch::default();
+        shape(&mut batch);
+        model.iteration_ns(&batch)
+    };
+    let parts = [
+        alone(&|batch| batch.chunk(&model, 800, 800, true)),
+        alone(&|batch| batch.chunk(&model, 0, 800, false)),
+        alone(&|batch| batch.decode(&model, 9)),
+    ];
+    let gpu = time(&worker, end.0);
+    let all: f64 = parts.iter().sum();
+    let cells = [gpu.prefill_ns - first.0, gpu.recompute_ns, gpu.decode_ns];
+    for (cell, part) in cells.iter().zip(parts) {
+        assert!((*cell as f64 - whole as f64 * part / all).abs() <= 1.0, "{cells:?} against {parts:?}");
+    }
+    assert_eq!(cells.iter().sum::<u64>(), whole);
+    assert_eq!(log.again.iter().map(|again| again.1).sum::<u64>(), 800);
 }
 
 #[test]
