@@ -6,10 +6,10 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use gpufeed_profiles::storage::{Fault, Shape, ShapedOp, Shaper};
 use gpufeed_schema::{Validity, ValidityStatus};
 use gpufeed_workloads::machine::{Submit, Workload};
-use gpufeed_workloads::op::{Carrier, ErrorKind, Op, Outcome, Tick, Verb};
+use gpufeed_workloads::op::{Carrier, ErrorKind, Outcome, Tick, Verb};
+pub use gpufeed_workloads::storage::{Answer, Storage, StorageModel};
 
 use crate::brain::Brain;
 use crate::measured::{Measured, RunError};
@@ -19,65 +19,6 @@ use crate::record::op_log::OpLog;
 use crate::record::{Block, Exchange, Recorder, Steps, Window};
 use crate::settings::{Settings, WarmUp};
 use crate::watch::{Progress, Watch};
-
-/// When an operation admitted to storage answers, and how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Answer {
-    /// First byte.
-    pub first_byte: Tick,
-    /// Last byte.
-    pub done: Tick,
-    /// Success, or why not.
-    pub result: Result<(), ErrorKind>,
-}
-
-/// Storage in virtual time.
-pub trait Storage {
-    /// When `op`, which arrives at `now`, is answered. `now` never goes back.
-    fn admit(&mut self, op: &Op, now: Tick) -> Answer;
-}
-
-/// Storage as shapes describe it (`--shape`), with a bound on operations in service. A multipart write is one write.
-#[derive(Debug)]
-pub struct StorageModel {
-    shaper: Shaper,
-    concurrency: usize,
-}
-
-impl StorageModel {
-    /// Storage of this shape that serves `concurrency` operations at a time, or as many as come.
-    #[must_use]
-    pub fn new(shape: &Shape, seed: u64, concurrency: Option<usize>) -> Self {
-        Self { shaper: Shaper::new(shape, seed), concurrency: concurrency.unwrap_or(usize::MAX).max(1) }
-    }
-}
-
-impl Storage for StorageModel {
-    fn admit(&mut self, op: &Op, now: Tick) -> Answer {
-        let verb = match op.verb {
-            Verb::Get => ShapedOp::Get,
-            Verb::Put | Verb::Multipart => ShapedOp::Put,
-            Verb::Stat => ShapedOp::Stat,
-            Verb::List => ShapedOp::List,
-            Verb::Delete => ShapedOp::Delete,
-        };
-        let bytes = if op.verb == Verb::Get || op.verb.writes() { op.bytes } else { 0 };
-        let fate = self.shaper.admit(verb, bytes, now.0);
-        let result = match fate.fault {
-            None => Ok(()),
-            Some(Fault::Error(429 | 503)) => Err(ErrorKind::Throttled),
-            Some(Fault::Error(404)) => Err(ErrorKind::NotFound),
-            Some(Fault::Error(401 | 403)) => Err(ErrorKind::Denied),
-            Some(Fault::Error(409 | 412)) => Err(ErrorKind::Condition),
-            Some(Fault::Error(507)) => Err(ErrorKind::NoSpace),
-            Some(Fault::Error(400..500)) => Err(ErrorKind::Client),
-            Some(Fault::Error(_)) => Err(ErrorKind::Server),
-            Some(Fault::Corrupt) => Err(ErrorKind::Corrupt),
-            Some(Fault::Short) => Err(ErrorKind::ShortBody),
-        };
-        Answer { first_byte: Tick(fate.first_byte_ns), done: Tick(fate.done_ns), result }
-    }
-}
 
 /// Hands blocks over in place: there is nobody to disturb.
 struct InPlace {
@@ -112,7 +53,7 @@ pub fn run<W: Workload>(
     machine: W,
     watch: &Watch,
 ) -> Result<Measured<W>, RunError> {
-    let concurrency = storage.concurrency;
+    let concurrency = storage.concurrency();
     run_on(settings, storage, concurrency, machine, watch)
 }
 

@@ -13,5 +13,6 @@ pub mod random;
 pub mod samples;
 pub mod schedule;
 pub mod search;
+pub mod storage;
 pub mod trace;
 pub mod training;

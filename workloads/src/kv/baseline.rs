@@ -1,7 +1,5 @@
 //! The same trace on other storage, in virtual time: the same machine, driven by a heap.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +8,9 @@ use gpufeed_schema::{Baseline, Kv as KvSection};
 
 use crate::inference::CostModel;
 use crate::kv::spec::{Exists, KvError, KvSpec, LoadPolicy};
-use crate::kv::{Kv, Requests};
-use crate::machine::{Actions, Event, Machine, Submit};
-use crate::op::{Carrier, Outcome, Tick, Verb};
+use crate::kv::{Kv, Requests, play};
+use crate::op::Tick;
+use crate::storage::{Instant, Storage};
 
 /// What the measured run is held against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +58,7 @@ pub fn baseline(
     }
     let mut machine = Kv::new(spec, cost.clone(), Arc::clone(requests))?;
     let measure = Tick::ZERO + window.warm_up;
-    let end = play(&mut machine, measure, window.length.map(|length| measure + length));
+    let end = play(&mut machine, Instant, measure, window.length.map(|length| measure + length));
     Ok(machine.report((measure.min(end), end)))
 }
 
@@ -105,6 +103,41 @@ pub fn fill_baselines(
     Ok(())
 }
 
+/// Fills in the fourth baseline: the run itself in virtual time, on `storage` as it was measured of the target. What it
+/// says otherwise than the run is what the model leaves out. Only after [`fill_baselines`], for its `useful_ratio`.
+///
+/// Times stay scaled as in the run, since what was measured of the target is: `window` is of the clock of the run.
+///
+/// # Errors
+/// As [`Kv::new`].
+pub fn fill_target_model<S: Storage>(
+    section: &mut KvSection,
+    spec: &KvSpec,
+    cost: &CostModel,
+    requests: &Arc<Requests>,
+    window: Window,
+    storage: S,
+) -> Result<(), KvError> {
+    let mut machine = Kv::new(spec.clone(), cost.clone(), Arc::clone(requests))?;
+    let measure = Tick::ZERO + window.warm_up;
+    let end = play(&mut machine, storage, measure, window.length.map(|length| measure + length));
+    let model = machine.report((measure.min(end), end));
+    let mut line = headline(&model);
+    // The work of both is that of the same requests: what of the run's busy time is useful is known.
+    line.gpu.useful_ratio = scaled_useful(section, &model);
+    section.baselines.target_model = Some(line);
+    Ok(())
+}
+
+/// `useful` of `other` by that of `section`, whose ideal busy time per token served it shares.
+fn scaled_useful(section: &KvSection, other: &KvSection) -> Option<f64> {
+    let served = |s: &KvSection| (s.input_tokens_per_s + s.output_tokens_per_s) * s.gpu.total_ns as f64;
+    let at_work = |s: &KvSection| (s.gpu.total_ns - s.gpu.no_work_ns - s.gpu.down_ns) as f64;
+    let useful = section.gpu.useful_ratio?;
+    let (served, at_work) = (served(other) / served(section), at_work(other) / at_work(section));
+    (served.is_finite() && at_work > 0.0).then_some(useful * served / at_work)
+}
+
 /// `useful`: busy seconds that ideal storage needs for the same completed work ÷ (worker-seconds − no work − down).
 ///
 /// Work is the tokens served (prompts of completed requests, and output): where the two runs did not complete the same,
@@ -130,52 +163,4 @@ fn load_ratio(no_cache: &KvSection) -> Option<f64> {
         let capacity = no_cache.completed as f64 * gpu.total_ns as f64 / at_work as f64;
         no_cache.requests as f64 / capacity
     })
-}
-
-/// Drives a machine on storage that answers at once; returns when it ended.
-fn play(machine: &mut Kv, measure: Tick, stop: Option<Tick>) -> Tick {
-    let mut out = Actions::default();
-    let mut wakes: BinaryHeap<Reverse<(Tick, u64, u64)>> = BinaryHeap::new();
-    let mut submits: VecDeque<Submit> = VecDeque::new();
-    let (mut now, mut order) = (Tick::ZERO, 0u64);
-    let mut measure = (measure > now).then_some(measure);
-    machine.step(now, Event::Start, &mut out);
-    loop {
-        submits.extend(out.drain_submits());
-        for (at, tag) in out.drain_wakes() {
-            order += 1;
-            wakes.push(Reverse((at, order, tag)));
-        }
-        if let Some(Submit { tag, intended, op, .. }) = submits.pop_front() {
-            let outcome = Outcome {
-                intended,
-                sent: now,
-                first_byte: now,
-                done: now,
-                carrier: Carrier::Model,
-                bytes: if op.verb == Verb::Stat { 0 } else { op.bytes },
-                attempts: 1,
-                result: Ok(()),
-            };
-            machine.step(now, Event::Done { tag, op: &op, outcome: &outcome }, &mut out);
-            continue;
-        }
-        if out.finished() {
-            return now;
-        }
-        let Some(Reverse((at, _, tag))) = wakes.pop() else { return now };
-        if let Some(due) = measure.take_if(|due| *due <= at) {
-            now = now.max(due);
-            machine.step(now, Event::Measure, &mut out);
-            // What the measurement's start sets going comes before what is due later.
-            wakes.push(Reverse((at, 0, tag)));
-            continue;
-        }
-        if let Some(stop) = stop.filter(|&stop| at >= stop) {
-            machine.step(stop, Event::Stop, &mut out);
-            return stop;
-        }
-        now = now.max(at);
-        machine.step(now, Event::Due { at, tag }, &mut out);
-    }
 }
