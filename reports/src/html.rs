@@ -6,8 +6,10 @@ mod chart;
 mod curves;
 mod escape;
 mod gpu;
+mod kv;
 mod member;
 pub mod picture;
+pub mod search;
 mod tables;
 mod words;
 

@@ -95,7 +95,14 @@ pub(super) fn keys(page: &mut String, parts: &[(&str, u8, f64)]) {
     page.push_str("</ul>");
 }
 
-pub(super) fn partition_over_time(id: &str, duration_s: f64, timeline: &[GpuPoint], most_points: usize) -> Chart {
+/// The partition in each step; `gpu` adds what all that busy time was good for.
+pub(super) fn partition_over_time(
+    id: &str,
+    duration_s: f64,
+    timeline: &[GpuPoint],
+    gpu: Option<&GpuTime>,
+    most_points: usize,
+) -> Chart {
     let group = timeline.len().div_ceil(most_points).max(1);
     let step_s = timeline.get(1).map_or(1.0, |p| p.t_s - timeline[0].t_s);
     let end = timeline.last().map_or(1.0, |p| p.t_s + step_s);
@@ -121,6 +128,14 @@ pub(super) fn partition_over_time(id: &str, duration_s: f64, timeline: &[GpuPoin
         .filter(|s| values(std::slice::from_ref(s)).any(|v| v > 0.0))
         .collect();
     let mut note = "Share of all workers' time in each step.".to_owned();
+    if let Some((gpu, useful)) = gpu.and_then(|gpu| Some((gpu, gpu.useful_ratio?))) {
+        let _ = write!(
+            note,
+            " Over the whole run the GPUs were busy {} of the time; of the time with work to do, {} was useful.",
+            percent(gpu.busy_ratio),
+            percent(useful)
+        );
+    }
     if end * SCALED < duration_s {
         let _ = write!(note, " Seconds of the emulated GPUs; the run took {} s.", number(duration_s));
     }

@@ -3,15 +3,15 @@
 use std::fmt::Write as _;
 
 use gpufeed_profiles::units::show_nanos;
-use gpufeed_schema::{Baseline, ClosedOrOpen, Kv, Latency, Member, Operation, Point, Rag, Series as Steps, Training};
+use gpufeed_schema::{ClosedOrOpen, Latency, Member, Operation, Point, Rag, Series as Steps, Training};
 
 use super::axis::{Axis, Scale, Unit};
 use super::chart::{Chart, Series, bar};
-use super::curves::{abscissas, ladder, over_time, percentiles, slot, solid, values};
+use super::curves::{ladder, over_time, percentiles, slot, solid};
 use super::escape::Text;
 use super::gpu::{keys, partition, partition_over_time, stacked_bar};
-use super::tables;
-use crate::figures::{DASH, count, goal, machine, nanos, number, or_dash, percent, rate, share, size, typical};
+use super::{kv, tables};
+use crate::figures::{DASH, count, goal, machine, nanos, number, or_dash, percent, rate, share, typical};
 use crate::verdict::{headline, left_out, stalled};
 
 /// Most operations that get curves of their own; the table has them all.
@@ -29,8 +29,8 @@ pub(super) fn section(page: &mut String, index: usize, member: &Member, most_poi
     if let Some(training) = &member.training {
         of_training(page, &id, training, most_points);
     }
-    if let Some(kv) = &member.kv {
-        of_kv(page, &id, member.duration_s, kv, most_points);
+    if let Some(run) = &member.kv {
+        kv::of_kv(page, &id, member.duration_s, run, most_points);
     }
     if let Some(rag) = &member.rag {
         of_rag(page, &id, member.duration_s, rag, most_points);
@@ -199,7 +199,7 @@ fn in_time(id: &str, steps: &Steps, most_points: usize) -> Vec<Chart> {
     charts
 }
 
-fn tile(page: &mut String, name: &str, value: &str, aside: &str) {
+pub(super) fn tile(page: &mut String, name: &str, value: &str, aside: &str) {
     let _ = write!(
         page,
         r#"<div class="tile"><dt>{}</dt><dd><strong>{}</strong><span>{}</span></dd></div>"#,
@@ -210,7 +210,7 @@ fn tile(page: &mut String, name: &str, value: &str, aside: &str) {
 }
 
 /// The highest figure of a latency that the sample supports.
-fn typical_tile(page: &mut String, what: &str, latency: &Latency, aside: &str) {
+pub(super) fn typical_tile(page: &mut String, what: &str, latency: &Latency, aside: &str) {
     let (name, value) = typical(latency);
     tile(page, &format!("{what}, {name}"), &or_dash(value, show_nanos), aside);
 }
@@ -283,7 +283,7 @@ fn of_training(page: &mut String, id: &str, training: &Training, most_points: us
 }
 
 /// Whether a curve over percentiles reaches the median: less of one says nothing.
-fn shows_median(series: &Series) -> bool {
+pub(super) fn shows_median(series: &Series) -> bool {
     series.points.len() > 1 && series.points.last().is_some_and(|(quantile, _)| *quantile >= 0.499)
 }
 
@@ -315,154 +315,6 @@ pub(super) fn accelerators_over_time(id: &str, training: &Training, most_points:
     chart.x = Axis::fixed(Unit::Seconds, 0.0, end);
     chart.y = Axis::fixed(Unit::Ratio, 0.0, 1.0);
     chart
-}
-
-fn baselines(kv: &Kv) -> Vec<(&'static str, u8, &Baseline)> {
-    let all = [
-        ("no cache", slot::VERMILION, &kv.baselines.no_cache),
-        ("local tiers only", slot::AMBER, &kv.baselines.local),
-        ("ideal storage", slot::GREEN, &kv.baselines.ideal_storage),
-        ("this target, modeled", slot::PURPLE, &kv.baselines.target_model),
-    ];
-    all.into_iter().filter_map(|(name, slot, b)| b.as_ref().map(|b| (name, slot, b))).collect()
-}
-
-fn of_kv(page: &mut String, id: &str, duration_s: f64, kv: &Kv, most_points: usize) {
-    page.push_str(r#"<dl class="tiles">"#);
-    let ttft = &kv.ttft.summary;
-    let of = format!("of {} of {} requests; p50 {}", count(ttft.count), count(kv.requests), nanos(ttft.p50_ns));
-    typical_tile(page, "Time to first token", ttft, &of);
-    let slo = if kv.slo.ttft_ns.is_some() || kv.slo.tpot_ns.is_some() {
-        format!("{} requests/s inside the SLO", number(kv.goodput_per_s))
-    } else {
-        format!("{} input tokens/s", number(kv.input_tokens_per_s))
-    };
-    tile(page, "Output tokens", &format!("{}/s", number(kv.output_tokens_per_s)), &slo);
-    let aside = format!("{} loaded from the target", size(kv.loaded_bytes));
-    tile(page, "Prompt tokens not prefilled", &share(kv.token_hit_ratio), &aside);
-    if kv.gpu.total_ns > 0 {
-        let aside = format!("stalled on storage {}", percent(kv.gpu.storage_stall_ratio));
-        match kv.gpu.useful_ratio {
-            Some(useful) => tile(page, "GPU useful", &percent(useful), &aside),
-            None => tile(page, "GPU busy", &percent(kv.gpu.busy_ratio), &aside),
-        }
-    }
-    page.push_str("</dl>");
-    let others = baselines(kv);
-    let mut rows = vec![("this run", &kv.gpu)];
-    rows.extend(others.iter().map(|(name, _, b)| (*name, &b.gpu)));
-    partition(page, &rows);
-    tables::baselines(page, kv, &others);
-
-    page.push_str(r#"<div class="charts">"#);
-    partition_over_time(id, duration_s, &kv.timeline, most_points).figure(page);
-    let mut series = vec![solid("this run", slot::BLUE, ladder(&kv.ttft))];
-    for (name, slot, baseline) in &others {
-        series.push(Series { dashed: true, ..solid(*name, *slot, ladder(&baseline.ttft)) });
-    }
-    series.retain(shows_median);
-    let (title, note) = match others.is_empty() {
-        true => ("Time to first token by percentile", String::new()),
-        false => (
-            "Time to first token against the baselines",
-            "Dashed: the same trace on other storage, in virtual time.".to_owned(),
-        ),
-    };
-    percentiles(format!("{id}-ttft"), title, note, "TTFT", series).figure(page);
-    waterfall(page, kv);
-    break_even(id, kv).figure(page);
-    page.push_str("</div>");
-
-    let tiers = kv.hits_by_tier;
-    let all = (tiers.g1 + tiers.g2 + tiers.g3 + tiers.g4 + tiers.miss) as f64;
-    if all > 0.0 {
-        let parts: Vec<(&str, u8, f64)> = [
-            ("GPU memory", slot::BLUE, tiers.g1),
-            ("host memory", slot::SKY, tiers.g2),
-            ("local drive", slot::PURPLE, tiers.g3),
-            ("target", slot::GREEN, tiers.g4),
-            ("nowhere, so prefilled", slot::GRAY, tiers.miss),
-        ]
-        .into_iter()
-        .map(|(name, slot, tokens)| (name, slot, tokens as f64 / all))
-        .filter(|(name, _, share)| *share > 0.0 || *name == "target")
-        .collect();
-        page.push_str("<h3>Where prompt tokens were found</h3>");
-        stacked_bar(page, &parts);
-        keys(page, &parts);
-    }
-    tables::kv_details(page, kv);
-    tables::inputs(page, &kv.inputs);
-}
-
-fn break_even(id: &str, kv: &Kv) -> Chart {
-    let points: Vec<(f64, Option<f64>)> =
-        kv.break_even.iter().map(|b| (b.tokens as f64, b.bytes_per_s.filter(|v| *v > 0.0))).collect();
-    let series = vec![Series { shaded: true, ..solid("break-even", slot::BLUE, points) }];
-    let x = Axis::over(Scale::Log, Unit::Count, abscissas(&series));
-    let y = Axis::over(Scale::Log, Unit::BytesPerSecond, values(&series));
-    let note =
-        "Above the curve one load of so many tokens beats computing them; in the shaded part, or where there is no \
-                curve, computing wins."
-            .to_owned();
-    Chart {
-        id: format!("{id}-break-even"),
-        title: "Load or recompute".to_owned(),
-        note,
-        x,
-        x_name: "tokens loaded after an empty prefix",
-        y,
-        y_name: "bandwidth of the load",
-        series,
-        stacked: false,
-    }
-}
-
-/// Parts of a mean time one after the other, with their percentiles beside.
-fn steps(page: &mut String, title: &str, note: &str, parts: &[(&str, u8, &Latency)]) {
-    let means: Vec<f64> = parts.iter().map(|(_, _, l)| l.mean_ns.filter(|m| m.is_finite()).unwrap_or(0.0)).collect();
-    let whole: f64 = means.iter().sum();
-    if whole <= 0.0 {
-        return;
-    }
-    let _ = write!(
-        page,
-        concat!(
-            r#"<figure><figcaption><h3>{0}</h3><p>{1}</p></figcaption><table class="bars"><caption class="unseen">{0}</caption>"#,
-            r#"<thead><tr><th scope="col">part</th><th scope="col" class="wide-cell">of the mean</th><th scope="col">mean</th>"#,
-            r#"<th scope="col">p50</th><th scope="col">p99</th></tr></thead><tbody>"#
-        ),
-        Text(title),
-        Text(note)
-    );
-    let mut from = 0.0;
-    for ((name, slot, latency), mean) in parts.iter().zip(&means) {
-        let _ = write!(page, r#"<tr><th scope="row">{}</th><td class="wide-cell">"#, Text(name));
-        let to = from + mean / whole;
-        bar(page, &format!("{name} {}", percent(mean / whole)), &[(*slot, from, to)], None);
-        let _ = write!(
-            page,
-            r#"</td><td data-name="mean">{}</td><td data-name="p50">{}</td><td data-name="p99">{}</td></tr>"#,
-            Text(show_nanos(*mean)),
-            Text(nanos(latency.p50_ns)),
-            Text(nanos(latency.p99_ns))
-        );
-        from = to;
-    }
-    page.push_str("</tbody></table></figure>");
-}
-
-fn waterfall(page: &mut String, kv: &Kv) {
-    let p = &kv.ttft_parts;
-    let parts = [
-        ("queue", slot::GRAY, &p.queue),
-        ("look-up", slot::PURPLE, &p.lookup),
-        ("load", slot::VERMILION, &p.load),
-        ("copy", slot::SKY, &p.copy),
-        ("prefill", slot::BLUE, &p.prefill),
-    ];
-    let note = "The parts of each request add up to its TTFT; percentiles of parts do not add up.";
-    steps(page, "Where time to first token goes", note, &parts);
 }
 
 fn of_rag(page: &mut String, id: &str, duration_s: f64, rag: &Rag, most_points: usize) {
@@ -498,7 +350,7 @@ fn of_rag(page: &mut String, id: &str, duration_s: f64, rag: &Rag, most_points: 
     series.retain(shows_median);
     let note = "From a query's arrival to all its passages fetched, and to its first token.".to_owned();
     percentiles(format!("{id}-rag"), "Retrieve and first token by percentile", note, "latency", series).figure(page);
-    partition_over_time(id, duration_s, &rag.timeline, most_points).figure(page);
+    partition_over_time(id, duration_s, &rag.timeline, None, most_points).figure(page);
     page.push_str("</div>");
     tables::rag_details(page, rag);
     tables::inputs(page, &rag.inputs);

@@ -142,7 +142,7 @@ fn charts(report: &RunReport) -> Vec<Chart> {
     let members = &report.members;
     let gpus = members.iter().find_map(|m| {
         let timeline = m.kv.as_ref().map(|kv| &kv.timeline).or_else(|| m.rag.as_ref().map(|rag| &rag.timeline))?;
-        let chart = partition_over_time("gpu", m.duration_s, timeline, MOST_POINTS / 2);
+        let chart = partition_over_time("gpu", m.duration_s, timeline, None, MOST_POINTS / 2);
         Some(Chart { title: format!("{}: {}", title(&m.name), chart.title), ..chart })
     });
     let accelerators =
