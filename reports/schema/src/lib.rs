@@ -4,9 +4,11 @@
 //! `_s`, `_bytes`, `_bytes_per_s`, `_ratio` (0..1), `_per_s`. A percentile the sample does not support is null.
 
 mod latency;
+mod loading;
 mod member;
 mod search;
 mod sections;
+mod tier_flow;
 
 use std::collections::BTreeMap;
 
@@ -14,9 +16,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use latency::{Distribution, LadderStep, Latency, Quantiles, supported};
+pub use loading::{BreakEvenCurve, BreakEvenWrong, Concurrency, Loading, Ratios};
 pub use member::{ClosedOrOpen, Member, Operation, Point, Series};
 pub use search::*;
 pub use sections::*;
+pub use tier_flow::TierFlow;
 
 /// `schema_version` of reports written by this crate.
 pub const SCHEMA_VERSION: &str = "1.0";

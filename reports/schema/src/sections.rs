@@ -6,6 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::latency::{Distribution, Latency};
+use crate::loading::Loading;
+use crate::tier_flow::TierFlow;
 
 /// A machine's own section of the report.
 #[derive(Debug, Clone, PartialEq)]
@@ -166,8 +168,11 @@ pub struct Kv {
     /// What operations carried, counted block by block: what the operations of the report are held against.
     #[serde(default)]
     pub wire: KvWire,
-    /// Blocks written and never read.
+    /// Blocks written to the target and never read.
     pub never_read_blocks: u64,
+    /// What moved between the tiers.
+    #[serde(default)]
+    pub tier_flow: TierFlow,
     /// What the GPUs did.
     pub gpu: GpuTime,
     /// What they did over time.
@@ -175,6 +180,9 @@ pub struct Kv {
     /// What the GPUs of each pool did, where some workers prefill and others decode.
     #[serde(default)]
     pub gpu_pools: Vec<GpuPool>,
+    /// KV cache that went from the workers that prefill to those that decode.
+    #[serde(default)]
+    pub transferred_bytes: u64,
     /// What became of the requests of workers that died; null if none was to die.
     #[serde(default)]
     pub failover: Option<Failover>,
@@ -183,6 +191,9 @@ pub struct Kv {
     pub matrix: Vec<MatrixCell>,
     /// Bandwidth at which loading k tokens costs what computing them does.
     pub break_even: Vec<BreakEven>,
+    /// Loads from the target, and whether they paid.
+    #[serde(default)]
+    pub load: Loading,
     /// The same trace on other storage, in virtual time.
     pub baselines: Baselines,
     /// Offered load ÷ capacity without the tier; above one, TTFT grows with the length of the run.
@@ -219,6 +230,16 @@ pub struct KvWire {
     pub beside_read_bytes: u64,
     /// Bytes written that belong to no block.
     pub beside_written_bytes: u64,
+}
+
+/// Payload ÷ time in which at least one body was on its way (reads from their first byte, writes from their sending): what
+/// a target can do up to the concurrency it was asked with, however seldom it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct TransferRates {
+    /// Of reads; null without any.
+    pub read_bytes_per_s: Option<f64>,
+    /// Of writes; null without any.
+    pub write_bytes_per_s: Option<f64>,
 }
 
 /// TTFT as a waterfall; the parts of one request sum to its TTFT.
