@@ -7,6 +7,7 @@ mod curves;
 mod escape;
 mod gpu;
 mod kv;
+mod matrix;
 mod member;
 pub mod picture;
 pub mod search;

@@ -303,6 +303,7 @@ fn kv_tables(page: &mut Page, kv: &Kv) {
         column.set_cell_alignment(if i == 0 { CellAlignment::Left } else { CellAlignment::Right });
     }
     page.table(&table);
+    topology(page, kv);
     let tiers = kv.hits_by_tier;
     let all = tiers.g1 + tiers.g2 + tiers.g3 + tiers.g4 + tiers.miss;
     if all > 0 {
@@ -314,6 +315,56 @@ fn kv_tables(page: &mut Page, kv: &Kv) {
             of(tiers.g3),
             of(tiers.g4),
             of(tiers.miss)
+        );
+        page.paragraph(None, 2, &text);
+    }
+}
+
+/// Routing × shared tier, pools of workers, and workers that died, where a run has them.
+fn topology(page: &mut Page, kv: &Kv) {
+    if !kv.matrix.is_empty() {
+        let columns = ["", "source", "TTFT mean", "tokens/s", "requests/s in SLO", "not prefilled"];
+        let mut matrix = table(columns, 1);
+        for cell in &kv.matrix {
+            let tier = if cell.shared_tier { "shared tier" } else { "local tiers only" };
+            matrix.add_row([
+                format!("{}, {tier}", cell.routing),
+                cell.source.clone(),
+                or_dash(cell.figures.ttft.summary.mean_ns, show_nanos),
+                number(cell.figures.output_tokens_per_s),
+                number(cell.figures.goodput_per_s),
+                share(cell.figures.token_hit_ratio),
+            ]);
+        }
+        page.table(&matrix);
+    }
+    for pool in &kv.gpu_pools {
+        let gpu = &pool.gpu;
+        let text = format!(
+            "{} {} workers: prefill {}, recompute {}, decode {}, stalled on storage {}, on transfer {}, without work {}",
+            count(u64::from(pool.workers)),
+            pool.name,
+            percent(gpu.prefill_ratio),
+            percent(gpu.recompute_ratio),
+            percent(gpu.decode_ratio),
+            percent(gpu.storage_stall_ratio),
+            percent(gpu.transfer_stall_ratio),
+            percent(gpu.no_work_ratio)
+        );
+        page.paragraph(None, 2, &text);
+    }
+    if let Some(failover) = &kv.failover {
+        let text = format!(
+            "{} workers died ({} of GPU time): {} requests went on elsewhere, {} failed; of {} tokens lost, {} were \
+             loaded from the shared tier, {} found where they went, {} computed again",
+            count(failover.workers_lost),
+            percent(kv.gpu.down_ratio),
+            count(failover.moved_requests),
+            count(failover.failed_requests),
+            count(failover.lost_tokens),
+            count(failover.loaded_tokens),
+            count(failover.found_tokens),
+            count(failover.recomputed_tokens)
         );
         page.paragraph(None, 2, &text);
     }

@@ -50,6 +50,7 @@ pub(super) fn of_kv(page: &mut String, id: &str, duration_s: f64, kv: &Kv, most_
     rows.extend(others.iter().map(|(name, _, b)| (*name, &b.gpu)));
     partition(page, &rows);
     tables::baselines(page, kv, &others);
+    super::matrix::topology(page, kv);
 
     page.push_str(r#"<div class="charts">"#);
     partition_over_time(id, duration_s, &kv.timeline, Some(&kv.gpu), most_points).figure(page);
