@@ -6,6 +6,7 @@ use gpufeed_schema::{Baseline, ClaimStatus, Kv, Member, RunReport, ValidityStatu
 
 use crate::claims::figure as in_unit;
 use crate::figures::{DASH, count, errors, goal, machine, nanos, number, p50_p99, rate, share};
+use crate::kv::{recomputed, wrong_side};
 use crate::verdict::{headline, sentence};
 
 /// Text that Markdown takes literally, on one line, in a table cell or outside.
@@ -188,4 +189,7 @@ fn kv_table(out: &mut String, kv: &Kv) {
         line(out, &row);
     }
     out.push('\n');
+    for text in [recomputed(kv), wrong_side(kv)].into_iter().flatten() {
+        let _ = writeln!(out, "{}.\n", plain(&text));
+    }
 }

@@ -7,6 +7,7 @@ use gpufeed_schema::{
 };
 
 use crate::figures::{ascii, count, errors, goal, machine, nanos, number, or_dash, percent, rate, share, short, size};
+use crate::kv::{recomputed, wrong_side};
 use crate::verdict::{headline, sentence};
 
 /// Columns that everything fits in.
@@ -316,6 +317,9 @@ fn kv_tables(page: &mut Page, kv: &Kv) {
             of(tiers.g4),
             of(tiers.miss)
         );
+        page.paragraph(None, 2, &text);
+    }
+    for text in [recomputed(kv), wrong_side(kv)].into_iter().flatten() {
         page.paragraph(None, 2, &text);
     }
 }

@@ -13,6 +13,7 @@ use super::gpu::{keys, partition, partition_over_time, stacked_bar};
 use super::member::{shows_median, tile, typical_tile};
 use super::tables;
 use crate::figures::{count, nanos, number, percent, rate, share, size};
+use crate::kv::wrong_side;
 
 fn baselines(kv: &Kv) -> Vec<(&'static str, u8, &Baseline)> {
     let all = [
@@ -93,11 +94,12 @@ pub(super) fn of_kv(page: &mut String, id: &str, duration_s: f64, kv: &Kv, most_
     tables::inputs(page, &kv.inputs);
 }
 
-/// Bandwidth of the run's loads from the target: bytes ÷ time that requests waited for them.
+/// Bandwidth of the run's loads from the target: bytes ÷ time from decision to last block, or, where that is not known,
+/// time that requests waited for them.
 fn load_bytes_per_s(kv: &Kv) -> Option<f64> {
-    let load = &kv.ttft_parts.load;
-    let waited_s = load.mean_ns? * load.count as f64 / 1e9;
-    (kv.loaded_bytes > 0 && waited_s > 0.0).then(|| kv.loaded_bytes as f64 / waited_s)
+    let took_s = |latency: &Latency| mean_ns(latency) * latency.count as f64 / 1e9;
+    let took_s = [&kv.load.last_block.summary, &kv.ttft_parts.load].map(took_s).into_iter().find(|s| *s > 0.0)?;
+    (kv.loaded_bytes > 0).then(|| kv.loaded_bytes as f64 / took_s)
 }
 
 fn break_even(id: &str, kv: &Kv) -> Chart {
@@ -116,6 +118,9 @@ fn break_even(id: &str, kv: &Kv) -> Chart {
             " Dashed: the {} that this run's loads achieved, one request's load as a whole.",
             rate(achieved)
         );
+    }
+    if let Some(text) = wrong_side(kv) {
+        let _ = write!(note, " {text}.");
     }
     let x = Axis::over(Scale::Log, Unit::Count, abscissas(&series));
     let y = Axis::over(Scale::Log, Unit::BytesPerSecond, values(&series));

@@ -225,6 +225,10 @@ pub(super) fn kv_details(page: &mut String, kv: &Kv) {
         ("bytes loaded".to_owned(), size(kv.loaded_bytes)),
         ("bytes stored".to_owned(), size(kv.stored_bytes)),
         ("blocks stored and never read".to_owned(), count(kv.never_read_blocks)),
+    ]);
+    rows.extend(kv_loads(kv));
+    rows.extend(kv_flow(kv));
+    rows.extend([
         ("TPOT p50 / p99".to_owned(), crate::figures::p50_p99(&kv.tpot)),
         ("ITL p50 / p99".to_owned(), crate::figures::p50_p99(&kv.itl)),
         ("end to end p50 / p99".to_owned(), crate::figures::p50_p99(&kv.e2e.summary)),
@@ -239,6 +243,57 @@ pub(super) fn kv_details(page: &mut String, kv: &Kv) {
     }
     close(page);
     page.push_str("</details>");
+}
+
+/// Loads from the target, where there were any.
+fn kv_loads(kv: &Kv) -> Vec<(String, String)> {
+    let load = &kv.load;
+    if load.loads == 0 && load.given_up == 0 {
+        return Vec::new();
+    }
+    let last = &load.last_block.summary;
+    let wrong = &load.break_even_wrong;
+    vec![
+        ("loads from the target".to_owned(), count(load.loads)),
+        ("loads given up".to_owned(), count(load.given_up)),
+        ("bytes that came after their load was given up".to_owned(), size(load.late_bytes)),
+        ("time to last block, mean".to_owned(), or_dash(last.mean_ns, show_nanos)),
+        ("time to last block p50 / p99".to_owned(), crate::figures::p50_p99(last)),
+        ("last block ÷ median block, mean".to_owned(), or_dash(load.straggler_ratio.mean_ratio, number)),
+        ("loaded, would have been sooner computing".to_owned(), part_of(wrong.loaded_slower, wrong.loaded)),
+        ("computed, would have been sooner loading".to_owned(), part_of(wrong.computed_slower, wrong.computed)),
+    ]
+}
+
+fn part_of(part: u64, whole: u64) -> String {
+    format!("{} of {}", count(part), count(whole))
+}
+
+/// What moved between tiers and workers, as far as anything did. Workers that died have a table of their own.
+fn kv_flow(kv: &Kv) -> Vec<(String, String)> {
+    let f = &kv.tier_flow;
+    let blocks = [
+        ("blocks promoted to host memory", f.promoted_g2_blocks),
+        ("blocks promoted to the local drive", f.promoted_g3_blocks),
+        ("blocks demoted to the local drive", f.demoted_g3_blocks),
+        ("blocks demoted to the target", f.demoted_g4_blocks),
+        ("blocks evicted from host memory", f.evicted_g2_blocks),
+        ("blocks evicted from the local drive", f.evicted_g3_blocks),
+        ("blocks evicted from the target", f.evicted_g4_blocks),
+        ("blocks that waited in GPU memory to be written", f.stalled_blocks),
+        ("blocks not written, queue full", f.skipped_blocks),
+        ("blocks not written, tier full", f.refused_blocks),
+        ("blocks that a tier lost", f.lost_blocks),
+    ];
+    let bytes = [
+        ("bytes read from local drives", f.g3_read_bytes),
+        ("bytes written to local drives", f.g3_written_bytes),
+        ("KV cache moved from prefill to decode workers", kv.transferred_bytes),
+    ];
+    let mut rows: Vec<(String, String)> = Vec::new();
+    rows.extend(blocks.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), count(n))));
+    rows.extend(bytes.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), size(n))));
+    rows
 }
 
 /// Figures of a RAG run that have no chart.

@@ -226,3 +226,37 @@ fn several_plain_loads_are_one_table() {
     assert!(table.contains("4KiB at depth 1<") && table.contains("4KiB at depth 16<"));
     assert!(!html(&fixtures::quick(3)).contains("All loads"));
 }
+
+#[test]
+fn parts_of_ttft_stand_beside_the_baselines_and_loads_on_their_side_of_break_even() {
+    use gpufeed_schema::{BreakEvenWrong, Distribution, Latency, Loading, TtftParts};
+    let mean = |ms: f64| Latency { count: 1000, mean_ns: Some(ms * 1e6), ..Latency::default() };
+    let mut report = fixtures::quick(60);
+    let kv = report.members[1].kv.as_mut().expect("a KV run");
+    kv.ttft_parts =
+        TtftParts { queue: mean(30.0), load: mean(50.0), copy: mean(5.0), prefill: mean(15.0), ..TtftParts::default() };
+    let ideal = kv.baselines.ideal_storage.as_mut().expect("a baseline");
+    ideal.ttft_parts = TtftParts { queue: mean(10.0), prefill: mean(40.0), ..TtftParts::default() };
+    // 61 GB in 1,000 loads of 25 ms.
+    kv.loaded_bytes = 61_000_000_000;
+    kv.load = Loading {
+        loads: 1000,
+        last_block: Distribution { summary: mean(25.0), ladder: Vec::new() },
+        break_even_wrong: BreakEvenWrong { loaded: 1000, loaded_slower: 7, ..BreakEvenWrong::default() },
+        ..Loading::default()
+    };
+    let page = html(&report);
+    for (label, whole) in [
+        ("queue 30.0 ms, load 50.0 ms, copy 5.00 ms, prefill 15.0 ms", "100 ms"),
+        ("queue 10.0 ms, prefill 40.0 ms", "50.0 ms"),
+    ] {
+        let after = page.split(&format!(r#"aria-label="{label}""#)).nth(1).unwrap_or_else(|| panic!("no bar {label}"));
+        let cell = after.split("</tr>").next().expect("a row");
+        assert!(cell.contains(&format!(r#"data-name="mean">{whole}</td>"#)), "{label}: {cell}");
+    }
+    let figure = page.split(r#"id="m1-break-even""#).nth(1).and_then(|rest| rest.split("</figure>").next());
+    let figure = figure.expect("a break-even curve");
+    assert!(figure.contains("the 2.44 GB/s that this run"), "{figure:.400}");
+    assert!(figure.contains("7 of 1,000 requests that loaded would have been sooner computing"), "{figure:.400}");
+    assert!(figure.contains(r#""n":"achieved by this run""#), "the line is in the data");
+}
