@@ -159,8 +159,14 @@ pub enum SpecPlan {
 pub struct KvPlan {
     /// Whether the same trace also runs on other storage in virtual time.
     pub baselines: bool,
+    /// Whether the run is part of the table of routing × shared tier.
+    #[serde(default)]
+    pub matrix: bool,
     /// The workload's own settings.
     pub spec: KvSpec,
+    /// Directory of the local drive (G3), where the spec has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drive: Option<PathBuf>,
     /// Where requests come from.
     pub trace: TracePlan,
     /// What an iteration costs.

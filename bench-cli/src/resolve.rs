@@ -2,6 +2,8 @@
 
 mod inference;
 mod ops;
+mod tiers;
+mod topology;
 mod training;
 
 use std::path::PathBuf;
@@ -73,7 +75,7 @@ pub(crate) fn resolve(workload: WorkloadArgs) -> anyhow::Result<Request> {
         }
         WorkloadArgs::Kv(args) => {
             let target = target(&args.shared)?;
-            let members = vec![inference::kv(&args, &target)?];
+            let members = inference::kv_members(&args, &target)?;
             request("kv", args.shared, target, members)
         }
         WorkloadArgs::Rag(args) => {

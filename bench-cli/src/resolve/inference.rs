@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use gpufeed_profiles::units::{Bytes, parse_duration};
-use gpufeed_profiles::{Engine, Exists as ClientExists, Gpu, Model, Overrides, Sources, source_of};
+use gpufeed_profiles::{Engine, Gpu, Model, Overrides, Sources, source_of};
 use gpufeed_workloads::inference::CostModel;
-use gpufeed_workloads::kv::{Exists, KvSpec, LoadPolicy, Routing};
+use gpufeed_workloads::kv::{KvSpec, LoadPolicy, Routing};
 use gpufeed_workloads::rag::{IndexPlan, QueryArrivals};
 use gpufeed_workloads::trace::{Kind, Spread, Synth};
 
-use super::{apply, bounded_by_work, own_settings, prefix, timed};
-use crate::args::{InferenceArgs, KvArgs, LoadPolicyArg, RagArgs, RoutingArg, SharedArgs};
+use super::{apply, bounded_by_work, kv_client, own_settings, prefix, tiers, timed, topology};
+use crate::args::{InferenceArgs, KvArgs, LoadPolicyArg, RagArgs, RoutingArg, SharedArgs, TierArgs, TopologyArgs};
 use crate::exit::{OrUsage, usage};
 use crate::plan::{KvPlan, MemberPlan, RagPlan, RagSpec, SpecPlan, TargetPlan, TracePlan};
 
@@ -104,12 +104,13 @@ pub(super) fn kv(args: &KvArgs, target: &TargetPlan) -> anyhow::Result<MemberPla
     let served = served(&args.inference, &others)?;
     let client = gpufeed_profiles::kv_client(&args.client, &Overrides::parse(&others).or_usage()?).or_usage()?;
     let length = args.shared.duration.unwrap_or(DURATION);
-    let synth = fitting(&served, args.inference.workers, 0.7, length, args.shared.seed);
+    let workers = topology::workers(&args.topology, &args.inference)?;
+    let synth = fitting(&served, workers, 0.7, length, args.shared.seed);
     let trace = trace(&args.inference, synth)?;
     let spec = KvSpec {
         model: served.model.name.clone(),
         gpu: served.gpu.name.clone(),
-        workers: args.inference.workers,
+        workers,
         routing: match args.routing {
             RoutingArg::RoundRobin => Routing::RoundRobin,
             RoutingArg::LeastLoaded => Routing::LeastLoaded,
@@ -124,14 +125,6 @@ pub(super) fn kv(args: &KvArgs, target: &TargetPlan) -> anyhow::Result<MemberPla
             LoadPolicyArg::Never => LoadPolicy::Never,
             LoadPolicyArg::BreakEven => LoadPolicy::BreakEven,
         },
-        exists: match client.exists {
-            ClientExists::Head | ClientExists::HeadPerRank | ClientExists::HeadCached => Exists::Stat,
-            ClientExists::Batch => Exists::Index,
-        },
-        get_in_flight: client.in_flight,
-        put_in_flight: client.in_flight,
-        per_rank: client.per_rank,
-        block_tokens: u32::try_from(client.block_tokens).unwrap_or(u32::MAX),
         time_scale: args.inference.time_scale,
         rate_scale: args.inference.rate_scale,
         slo_ttft: args.inference.slo_ttft.unwrap_or(KvSpec::default().slo_ttft),
@@ -139,15 +132,33 @@ pub(super) fn kv(args: &KvArgs, target: &TargetPlan) -> anyhow::Result<MemberPla
         prefix: prefix(target, "kv"),
         ..KvSpec::default()
     };
+    let spec = topology::settle(&args.topology, &served.gpu, args.inference.tp, spec)?;
+    let spec = tiers::settle(&args.tiers, &client, spec);
+    let spec = kv_client::settle(&client, &served.model, &served.cost, args.block_tokens, spec)?;
     let spec = apply(spec, "kv", &own)?;
     spec.check().or_usage()?;
     check_bytes_scale(&spec, target)?;
-    let scaling = scaling(&args.inference, spec.bytes_scale);
+    kv_client::check_object(&spec, &served.cost, target)?;
+    let mut scaling = scaling(&args.inference, spec.bytes_scale);
     let sources = served.sources();
-    let plan = KvPlan { baselines: !args.no_baselines, spec, trace, cost: served.cost, sources };
+    let drive = tiers::drive(&args.tiers, &spec)?;
+    let mut plan = KvPlan { baselines: !args.no_baselines, matrix: false, drive, spec, trace, cost: served.cost, sources };
+    if let Some(load) = args.topology.load {
+        scaling.push(topology::pace(load, &mut plan)?);
+    }
     let mut member = bounded_by_work(&args.shared, "kv", SpecPlan::Kv(plan));
     member.scaling = scaling;
     Ok(member)
+}
+
+/// The members of `run kv`: one, or with `--matrix` one for each of two ways of routing.
+pub(super) fn kv_members(args: &KvArgs, target: &TargetPlan) -> anyhow::Result<Vec<MemberPlan>> {
+    let mut member = kv(args, target)?;
+    if !args.topology.matrix {
+        return Ok(vec![member]);
+    }
+    let other = topology::other_routing(&mut member)?;
+    Ok(vec![member, other])
 }
 
 /// The KV member of `run quick`: small GPUs, which a laptop's loopback can keep up with, and short answers, so that many
@@ -162,6 +173,9 @@ pub(super) fn quick_kv(shared: &SharedArgs, target: &TargetPlan) -> anyhow::Resu
         load_policy: LoadPolicyArg::BreakEven,
         routing: RoutingArg::LeastLoaded,
         no_baselines: false,
+        block_tokens: None,
+        topology: TopologyArgs::default(),
+        tiers: TierArgs::default(),
     };
     let mut member = kv(&args, target)?;
     if let SpecPlan::Kv(plan) = &mut member.spec {

@@ -5,34 +5,54 @@
 //! emulated (crate module `inference`), storage is real.
 
 mod baseline;
+mod capacity;
+mod client;
+mod dispatch;
+mod drive;
 mod exchange;
+mod failover;
+mod handover;
 mod loads;
 mod metrics;
 mod offload;
+mod outbox;
+mod play;
 mod requests;
 mod route;
+mod shared;
 mod spec;
 mod tiers;
+mod topology;
+mod writes;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod topology_tests;
 
 use std::sync::Arc;
 
 use gpufeed_profiles::units::{Bytes, BytesPerSec, FlopsPerSec};
-use gpufeed_schema::{BreakEven, ClosedOrOpen, Kv as KvSection, Section};
+use gpufeed_schema::{BreakEven, ClosedOrOpen, GpuPool, Kv as KvSection, Section, TransferRates};
 
-pub use baseline::{BaselineKind, Window, baseline, fill_baselines, headline, useful_ratio};
-pub use requests::{Request, Requests};
+pub use baseline::{BaselineKind, Window, baseline, fill_baselines, fill_target_model, headline, useful_ratio};
+pub use capacity::capacity_per_s;
+pub use client::RequestShape;
+pub use play::{Counted, Moved, play};
+pub use requests::{Request, Requests, Turn};
 pub use route::{Candidate, route};
-pub use spec::{Exists, KvError, KvSpec, LoadPolicy, OutputBlocks, Routing};
+pub use spec::{Exists, KvError, KvSpec, LoadPolicy, OutputBlocks, QueueFull, Routing, WritePolicy};
+pub use topology::{Outage, RouterWeights, Topology};
 
-use crate::inference::{CostModel, Job, Limits, Peaks, Phase, Worker, summarize};
+use crate::inference::{CostModel, Limits, Peaks, Phase, Worker, summarize};
+use crate::kv::dispatch::Dispatch;
 use crate::kv::exchange::Asked;
+use crate::kv::handover::Handovers;
 use crate::kv::loads::Landed;
 use crate::kv::metrics::Metrics;
-use crate::kv::tiers::{Tiers, Wake};
+use crate::kv::tiers::{TARGET_SPACES, Tier, Tiers, Wake};
 use crate::machine::{Actions, Dataset, Event, Machine, Workload};
+use crate::storage::Measurements;
 use crate::op::{KeyStyle, Names, Op, Outcome, Space, Tick};
 
 /// The KV-cache workload: one machine with all its workers, since they share routing and tiers.
@@ -41,10 +61,11 @@ pub struct Kv {
     workers: Vec<Worker>,
     /// The wake each worker has been promised.
     promised: Vec<Option<Tick>>,
-    /// Prompt tokens and requests routed to each worker that it has not been given yet.
-    on_the_way: Vec<(u64, u64)>,
+    dispatch: Dispatch,
+    handovers: Handovers,
     tiers: Tiers,
-    next: usize,
+    /// What was learned of the target in the window.
+    measured: Measurements,
     window: Option<Tick>,
 }
 
@@ -78,14 +99,19 @@ impl Kv {
             time_scale: spec.time_scale,
         };
         let cost = Arc::new(cost);
-        let workers: Vec<Worker> =
-            (0..spec.workers).map(|index| Worker::new(index, Arc::clone(&cost), limits, Tick::ZERO)).collect();
+        let prefill_only = if spec.topology == Topology::Disaggregated { spec.pools().0 } else { 0..0 };
+        let worker = |index| {
+            let worker = Worker::new(index, Arc::clone(&cost), limits, Tick::ZERO);
+            if prefill_only.contains(&(index as usize)) { worker.prefill_only() } else { worker }
+        };
+        let workers: Vec<Worker> = (0..spec.workers).map(worker).collect();
         Ok(Self {
             promised: vec![None; workers.len()],
-            on_the_way: vec![(0, 0); workers.len()],
+            dispatch: Dispatch::new(&spec, &requests),
+            handovers: Handovers::new(&spec, &cost),
             workers,
             tiers: Tiers::new(spec, cost, requests),
-            next: 0,
+            measured: Measurements::default(),
             window: None,
         })
     }
@@ -96,77 +122,38 @@ impl Kv {
         self.tiers.target.shape().object_bytes
     }
 
+    /// The key space of the local drives, the last one, if there are any: its operations are for another target.
+    #[must_use]
+    pub fn drive_space(&self) -> Option<u16> {
+        self.tiers.drives.exist().then_some(TARGET_SPACES)
+    }
+
     /// Blocks not written because a worker's queue of writes was full.
     #[must_use]
     pub const fn skipped_blocks(&self) -> u64 {
         self.tiers.metrics.skipped_blocks
     }
 
-    fn arrive(&mut self, out: &mut Actions) {
-        let index = self.next;
-        self.next += 1;
-        let arrived = self.tiers.arrival(index);
-        let requests = Arc::clone(&self.tiers.requests);
-        let request = &requests.list()[index];
-        self.tiers.metrics.arrived(arrived, index as u32);
-        self.tiers.unfinished += 1;
-        let ids = &requests.blocks(request)[..request.prompt_blocks as usize];
-        let worker = self.route(index as u64, ids, request.input_tokens.div_ceil(requests.block_tokens()));
-        self.on_the_way[worker].0 += request.input_tokens;
-        self.on_the_way[worker].1 += 1;
-        let host_ns = self.tiers.cost.request_ns(request.input_tokens) * self.tiers.spec.time_scale;
-        let ready = Tick(arrived.0 + host_ns.round() as u64);
-        out.wake(ready, Wake::Ready { worker: worker as u32, request: index as u32 }.tag());
-        if self.next < requests.list().len() {
-            out.wake(self.tiers.arrival(self.next), Wake::Arrival.tag());
-        }
-    }
-
-    fn route(&self, turn: u64, ids: &[u64], prompt_blocks: u64) -> usize {
-        let block_tokens = self.tiers.requests.block_tokens();
-        route(self.tiers.spec.routing, turn, prompt_blocks, self.workers.len(), |i| {
-            let worker = &self.workers[i];
-            let matched = self.tiers.local_match(i, ids, worker.pool().match_prefix(ids));
-            let (tokens, jobs) = self.on_the_way[i];
-            Candidate {
-                matched_blocks: matched as u64,
-                queued_blocks: (worker.queued_tokens() + tokens).div_ceil(block_tokens),
-                active_blocks: worker.pool().in_use() as u64,
-                jobs: worker.jobs() as u64 + jobs,
-            }
-        })
-    }
-
-    fn ready(&mut self, at: Tick, worker: usize, index: u32) {
-        let requests = Arc::clone(&self.tiers.requests);
-        let request = &requests.list()[index as usize];
-        self.on_the_way[worker].0 -= request.input_tokens;
-        self.on_the_way[worker].1 -= 1;
-        let job = Job {
-            id: index,
-            arrived: self.tiers.arrival(index as usize),
-            prompt_tokens: request.input_tokens,
-            output_tokens: request.output_tokens,
-            blocks: requests.blocks(request).to_vec(),
-        };
-        self.workers[worker].enqueue(at, at, job, &mut self.tiers);
-    }
-
     /// A wake is due. The model's time is `at`, however late it comes.
     fn due(&mut self, at: Tick, wake: Wake, out: &mut Actions) {
         match wake {
             Wake::Arrival => self.arrive(out),
+            Wake::Turn { request } => self.begin(at, request),
             Wake::Ready { worker, request } => self.ready(at, worker as usize, request),
+            Wake::Down { outage } => self.down(at, outage as usize),
+            Wake::Back { outage } => self.back(at, outage as usize),
+            Wake::Transferred { request } => self.transferred(at, request),
             Wake::Worker { worker } => {
                 if self.promised[worker as usize] == Some(at) {
                     self.promised[worker as usize] = None;
                 }
                 self.workers[worker as usize].advance(at, &mut self.tiers);
             }
-            Wake::LoadCopied { worker, job } => {
+            Wake::LoadCopied { worker, job } if self.tiers.load_copied(at, worker, job) => {
                 let blocks = self.tiers.finish_load(at, job);
                 self.workers[worker as usize].loaded(at, job, blocks, &mut self.tiers);
             }
+            Wake::LoadCopied { .. } => {}
             Wake::OffloadCopied { copy } => {
                 if let Some(copied) = self.tiers.offload_copied(at, copy) {
                     // Tails go first when room is needed, so they are given back first.
@@ -178,9 +165,14 @@ impl Kv {
     }
 
     fn done(&mut self, now: Tick, tag: u64, op: &Op, outcome: &Outcome) {
-        debug_assert!(op.key.space == 0, "an operation of another machine");
-        let Some(exchanged) = self.tiers.target.landed(tag, outcome) else { return };
-        self.tiers.metrics.wire(op, outcome, exchanged.data);
+        if op.key.space == 0 {
+            self.measured.see(op, outcome);
+        }
+        let Some((tier, exchanged)) = self.tiers.landed(tag, outcome) else { return };
+        match tier {
+            Tier::G3 => self.tiers.metrics.drive(op, outcome, exchanged.data),
+            Tier::G4 => self.tiers.metrics.wire(op, outcome, exchanged.data),
+        }
         let worker = exchanged.worker;
         if !self.tiers.stopped {
             // What the worker did before this moment comes first.
@@ -188,11 +180,12 @@ impl Kv {
         }
         let (job, landed) = match exchanged.asked {
             Asked::LookUp { job, index } => (job, self.tiers.look_up_landed(now, job, index, &exchanged)),
-            Asked::Fetch { job, index } => (job, self.tiers.fetch_landed(now, job, index, &exchanged, outcome)),
-            Asked::Store { .. } => {
-                self.tiers.store_landed(&exchanged);
+            Asked::Fetch { job, index } => (job, self.tiers.fetch_landed(now, tier, job, index, &exchanged, outcome)),
+            Asked::Store { .. } | Asked::Carry | Asked::Remove => {
+                self.tiers.write_landed(now, tier, &exchanged);
                 (0, Landed::Waiting)
             }
+            Asked::Abandoned { .. } => (0, Landed::Waiting),
         };
         if self.tiers.stopped {
             return;
@@ -204,13 +197,16 @@ impl Kv {
             Landed::Copying => at.phase(now, job, Phase::Copy),
             Landed::Ready(blocks) => at.loaded(now, job, blocks, &mut self.tiers),
         }
+        self.tiers.resume_stalled(now, worker);
         self.tiers.pump(now, worker);
     }
 
     /// Hands on what the tiers want done, and promises each worker its next wake.
-    fn flush(&mut self, out: &mut Actions) {
+    fn flush(&mut self, now: Tick, out: &mut Actions) {
+        self.act();
+        self.rewrite(now);
         self.tiers.close_copy();
-        self.tiers.target.submits().for_each(|submit| out.submit(submit));
+        self.tiers.submits().for_each(|submit| out.submit(submit));
         self.tiers.wakes.drain(..).for_each(|(at, wake)| out.wake(at, wake.tag()));
         for (index, worker) in self.workers.iter().enumerate() {
             let due = worker.due();
@@ -219,13 +215,28 @@ impl Kv {
                 out.wake(due.unwrap_or_default(), Wake::Worker { worker: index as u32 }.tag());
             }
         }
-        let served = self.next >= self.tiers.requests.list().len() && self.tiers.unfinished == 0;
+        let served = self.dispatch.all_arrived() && self.tiers.unfinished == 0;
         if served {
             // Nobody is left to read what still waits to be written.
-            self.tiers.drop_writes();
+            self.tiers.drop_writes(now);
+            self.rewrite(now);
         }
         if served && self.tiers.quiet() {
             out.finish();
+        }
+    }
+
+    /// Offloads again what has now been seen often enough, and gives back what the queue of writes has taken.
+    fn rewrite(&mut self, now: Tick) {
+        for (worker, id) in std::mem::take(&mut self.tiers.rewrites) {
+            if let Some(slot) = self.workers[worker as usize].hold(id)
+                && !self.tiers.offload(now, worker, id, slot)
+            {
+                self.tiers.unpins.push((worker, slot));
+            }
+        }
+        while let Some((worker, slot)) = self.tiers.unpins.pop() {
+            self.workers[worker as usize].unpin(now, [slot], &mut self.tiers);
         }
     }
 
@@ -290,16 +301,34 @@ impl Kv {
         };
         let from = self.window.unwrap_or(measured.0);
         let window = (from, measured.1);
-        let (gpu, timeline) =
-            summarize(self.workers.iter().map(|w| w.ledger().clone()), window, peaks, spec.time_scale);
+        let sum = |workers: &[Worker], end| {
+            summarize(workers.iter().map(|w| w.closed_ledger(end)), (window.0, end), peaks, spec.time_scale)
+        };
+        let end = self.booked(window.1);
+        let (gpu, timeline) = sum(&self.workers, end);
+        let pool = |(name, workers): (&str, std::ops::Range<usize>)| GpuPool {
+            name: name.to_owned(),
+            workers: workers.len() as u32,
+            gpu: sum(&self.workers[workers], end).0,
+        };
+        let (prefill, decode) = spec.pools();
+        let pools = [("prefill", prefill), ("decode", decode)];
         KvSection {
             tp: cost.tp,
+            transfer: TransferRates {
+                read_bytes_per_s: self.measured.reads.bytes_per_s(),
+                write_bytes_per_s: self.measured.writes.bytes_per_s(),
+            },
             block_tokens: self.tiers.requests.block_tokens(),
             block_bytes: cost.block_bytes(self.tiers.requests.block_tokens()),
             loaded_tokens: self.tiers.metrics.loaded_blocks * self.tiers.requests.block_tokens(),
-            never_read_blocks: self.tiers.stored.values().filter(|read| !**read).count() as u64,
+            never_read_blocks: self.tiers.shared.never_read(),
             gpu,
             timeline,
+            gpu_pools: match spec.topology {
+                Topology::Aggregated => Vec::new(),
+                Topology::Disaggregated => pools.map(pool).into(),
+            },
             break_even: self.break_even(),
             inputs: self.inputs(),
             ..self.tiers.metrics.section(spec, window, self.tiers.target.shape().object_bytes)
@@ -314,6 +343,7 @@ impl Machine for Kv {
                 self.tiers.origin = now;
                 self.measure(now);
                 out.wake(self.tiers.arrival(0), Wake::Arrival.tag());
+                self.schedule_outages(out);
             }
             Event::Measure => self.measure(now),
             Event::Due { .. } if self.tiers.stopped => {}
@@ -329,7 +359,7 @@ impl Machine for Kv {
             }
         }
         if !self.tiers.stopped {
-            self.flush(out);
+            self.flush(now, out);
         } else if self.tiers.none_in_flight() {
             // Wakes still promised, the next arrival among them, are for nothing now.
             out.finish();
@@ -345,6 +375,7 @@ impl Kv {
             worker.measure(now);
         }
         self.window = Some(now);
+        self.measured = Measurements::default();
         self.tiers.metrics = Metrics::new(&self.tiers.spec, now);
     }
 }
@@ -359,8 +390,13 @@ impl Kv {
 
 impl Workload for Kv {
     fn names(&self) -> Names {
-        let style = if self.tiers.spec.per_rank { KeyStyle::RankHash } else { KeyStyle::Hash };
-        Names { spaces: vec![Space { before: self.tiers.spec.prefix.clone(), after: String::new(), style }] }
+        let prefix = &self.tiers.spec.prefix;
+        let mut spaces = client::spaces(&self.tiers.spec, self.tiers.cost.tp).to_vec();
+        if self.tiers.drives.exist() {
+            debug_assert_eq!(spaces.len(), usize::from(TARGET_SPACES), "those of the drives come last");
+            spaces.push(Space { before: format!("{prefix}g3/"), after: String::new(), style: KeyStyle::RankHash });
+        }
+        Names { spaces }
     }
 
     fn dataset(&self) -> Dataset {
@@ -369,10 +405,9 @@ impl Workload for Kv {
 
     fn lanes(&self) -> usize {
         let spec = &self.tiers.spec;
-        if !spec.shared_tier {
-            return 1;
-        }
-        spec.workers as usize * (spec.get_in_flight as usize + spec.put_in_flight as usize)
+        let target = if spec.shared_tier { spec.get_in_flight + spec.put_in_flight } else { 0 };
+        let drive = if self.tiers.drives.exist() { 2 * spec.g3_in_flight } else { 0 };
+        (spec.workers as usize * (target as usize + drive as usize)).max(1)
     }
 
     fn plan_hash(&self) -> u64 {
@@ -385,12 +420,12 @@ impl Workload for Kv {
     }
 
     fn load(&self) -> ClosedOrOpen {
-        ClosedOrOpen::Open { offered_per_s: None }
+        if self.tiers.spec.sessions { ClosedOrOpen::Closed } else { ClosedOrOpen::Open { offered_per_s: None } }
     }
 
     fn progress(&self) -> Option<f64> {
         let total = self.tiers.requests.list().len() as f64;
-        Some((self.next as f64 - self.tiers.unfinished as f64).max(0.0) / total)
+        Some((self.dispatch.arrived() as f64 - self.tiers.unfinished as f64).max(0.0) / total)
     }
 
     fn section(&self, measured: (Tick, Tick)) -> Section {

@@ -1,5 +1,6 @@
 //! The requests of a run in order of arrival, with the identities of their full blocks.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -20,49 +21,82 @@ pub struct Request {
     pub output_tokens: u64,
     /// Full blocks of the prompt; those after them in the list are of the answer.
     pub prompt_blocks: u32,
-    blocks: Range<usize>,
+    /// The turn of the conversation that it follows, where the trace tells.
+    pub after: Option<Turn>,
+    /// Full blocks of the prompt and of the answer as far as it is known.
+    all_blocks: u32,
+    /// Its place in the trace.
+    index: u32,
+    ids: Range<usize>,
+}
+
+/// What a turn of a conversation waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turn {
+    /// Index of the turn before.
+    pub request: u32,
+    /// From its end to the start of this one. Where a trace has no think times: the gap between their arrivals.
+    pub think_ns: u64,
 }
 
 /// All requests of a run.
+///
+/// Identities are kept as the trace has them; those of blocks of another size are derived when they are asked for, so
+/// that small blocks take no memory.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Requests {
     list: Vec<Request>,
-    blocks: Vec<u64>,
+    ids: Vec<u64>,
     block_tokens: u64,
-    synthetic: bool,
+    trace_tokens: Option<u64>,
 }
 
 impl Requests {
-    /// The requests of a trace by arrival. A trace without block ids gets blocks of `block_tokens` that nobody shares.
+    /// The requests of a trace by arrival, in blocks of `block_tokens`, whatever the size of the trace's blocks. A trace
+    /// without block ids gets blocks that nobody shares.
     #[must_use]
     pub fn from_trace(trace: &Trace, output: OutputBlocks, block_tokens: u32) -> Self {
-        let synthetic = !trace.has_blocks() || trace.block_tokens.is_none();
-        let tokens = u64::from(trace.block_tokens.filter(|_| !synthetic).unwrap_or(block_tokens).max(1));
-        let continued = continuations(trace, output, tokens, synthetic);
-        let mut all = Self { list: Vec::new(), blocks: Vec::new(), block_tokens: tokens, synthetic };
+        let block_tokens = u64::from(block_tokens.max(1));
+        let trace_tokens = trace.block_tokens.filter(|_| trace.has_blocks()).map(|tokens| u64::from(tokens.max(1)));
+        let tokens = trace_tokens.unwrap_or(block_tokens);
+        let continued = continuations(trace, output, tokens, trace_tokens.is_none());
+        let before = turns_before(trace, tokens, trace_tokens.is_none());
+        let mut places = FxHashMap::default();
+        let mut all = Self { list: Vec::new(), ids: Vec::new(), block_tokens, trace_tokens };
         for index in trace.by_arrival() {
             let request = &trace.requests()[index as usize];
             let (input, output) = (u64::from(request.input_tokens).max(1), u64::from(request.output_tokens).max(1));
-            let from = all.blocks.len();
-            let full = (input / tokens) as usize;
-            let mut prompt_blocks = full;
-            if synthetic {
-                all.blocks.extend((0..full as u64).map(|i| mix2(u64::from(index) + 1, i)));
-            } else {
+            let from = all.ids.len();
+            // Tokens of which the identities tell what they are.
+            let mut known = input;
+            if trace_tokens.is_some() {
                 let ids = trace.blocks(request);
-                prompt_blocks = full.min(ids.len());
-                all.blocks.extend_from_slice(&ids[..prompt_blocks]);
-                if let Some(&next) = continued.get(&index).filter(|_| prompt_blocks == full) {
+                let full = (input / tokens) as usize;
+                if let Some(&next) = continued.get(&index).filter(|_| full <= ids.len()) {
                     let next = &trace.requests()[next as usize];
-                    let ids = trace.blocks(next);
                     // The last token's KV is never computed: it is sampled, not fed back.
-                    let known = ((input + output - 1) / tokens).min(u64::from(next.input_tokens) / tokens) as usize;
-                    all.blocks.extend_from_slice(ids.get(full..known.min(ids.len())).unwrap_or_default());
+                    known = (input + output - 1).min(u64::from(next.input_tokens));
+                    all.ids.extend_from_slice(&ids[..full]);
+                    all.ids.extend(trace.blocks(next).get(full..).unwrap_or_default());
+                } else {
+                    all.ids.extend_from_slice(ids);
                 }
+                // An identity of a block that is not full tells what is in it only where blocks are cut to pieces.
+                let used = if tokens == block_tokens { known / tokens } else { known.div_ceil(tokens) } as usize;
+                all.ids.truncate(from + used);
+                known = known.min((all.ids.len() - from) as u64 * tokens);
             }
-            let at_ns = u64::try_from(request.at.as_nanos()).unwrap_or(u64::MAX);
-            let (prompt_blocks, blocks) = (prompt_blocks as u32, from..all.blocks.len());
-            all.list.push(Request { at_ns, input_tokens: input, output_tokens: output, prompt_blocks, blocks });
+            places.insert(index, all.list.len() as u32);
+            all.list.push(Request {
+                at_ns: u64::try_from(request.at.as_nanos()).unwrap_or(u64::MAX),
+                input_tokens: input,
+                output_tokens: output,
+                prompt_blocks: (known.min(input) / block_tokens) as u32,
+                after: turn_before(trace, &before, index, &places),
+                all_blocks: (known / block_tokens) as u32,
+                index,
+                ids: from..all.ids.len(),
+            });
         }
         all
     }
@@ -75,8 +109,14 @@ impl Requests {
 
     /// Identities of the full blocks of a request: of its prompt, then of its answer as far as they are known.
     #[must_use]
-    pub fn blocks(&self, request: &Request) -> &[u64] {
-        &self.blocks[request.blocks.clone()]
+    pub fn blocks(&self, request: &Request) -> Cow<'_, [u64]> {
+        let count = u64::from(request.all_blocks);
+        let ids = &self.ids[request.ids.clone()];
+        match self.trace_tokens {
+            None => Cow::Owned((0..count).map(|i| mix2(u64::from(request.index) + 1, i)).collect()),
+            Some(tokens) if tokens == self.block_tokens => Cow::Borrowed(ids),
+            Some(tokens) => Cow::Owned((0..count).map(|i| derived(ids, tokens, self.block_tokens, i)).collect()),
+        }
     }
 
     /// Tokens of a block.
@@ -85,10 +125,16 @@ impl Requests {
         self.block_tokens
     }
 
+    /// Tokens of a block of the trace, if it has any.
+    #[must_use]
+    pub const fn trace_block_tokens(&self) -> Option<u64> {
+        self.trace_tokens
+    }
+
     /// Whether the trace had no block ids, so that no request shares anything with another.
     #[must_use]
     pub const fn synthetic(&self) -> bool {
-        self.synthetic
+        self.trace_tokens.is_none()
     }
 
     /// Time from the first arrival to the last, in nanoseconds.
@@ -106,12 +152,47 @@ impl Requests {
             for word in [request.at_ns, request.input_tokens, request.output_tokens] {
                 hash.update(&word.to_le_bytes());
             }
-            for id in self.blocks(request) {
+            for id in self.blocks(request).iter() {
                 hash.update(&id.to_le_bytes());
             }
         }
         hash.digest()
     }
+}
+
+/// Identity of the i-th block of `block` tokens of a prompt whose blocks of `trace` tokens have these `ids`: of which of
+/// them it is made, and where in the first it begins. Two prompts have the same derived block where they have the same
+/// blocks of the trace under it; a block of the trace counts as a whole even if the derived one ends in its midst.
+fn derived(ids: &[u64], trace: u64, block: u64, i: u64) -> u64 {
+    let (start, end) = (i * block, (i + 1) * block);
+    let (first, last) = ((start / trace) as usize, ((end - 1) / trace) as usize);
+    ids[first + 1..=last].iter().fold(mix2(ids[first], start % trace + 1), |hash, &id| mix2(hash, id))
+}
+
+/// For each turn of a conversation, the one before it: its parent if the trace names parents, else the turn before of
+/// the same session, else, in a trace without sessions, the request whose prompt and answer its prompt contains.
+fn turns_before(trace: &Trace, tokens: u64, synthetic: bool) -> FxHashMap<u32, u32> {
+    let requests = trace.requests();
+    let mut before = FxHashMap::default();
+    let mut last: FxHashMap<u32, u32> = FxHashMap::default();
+    for index in trace.by_arrival() {
+        let request = &requests[index as usize];
+        let previous = request.session.and_then(|session| last.insert(session, index));
+        before.extend(request.parent.or(previous).map(|previous| (index, previous)));
+    }
+    if last.is_empty() && before.is_empty() {
+        let continued = continuations(trace, OutputBlocks::Infer, tokens, synthetic);
+        before.extend(continued.into_iter().map(|(earlier, later)| (later, earlier)));
+    }
+    before
+}
+
+/// What request `index` waits for, if that is among those `placed` already, which came before.
+fn turn_before(trace: &Trace, before: &FxHashMap<u32, u32>, index: u32, placed: &FxHashMap<u32, u32>) -> Option<Turn> {
+    let previous = before.get(&index)?;
+    let (earlier, later) = (&trace.requests()[*previous as usize], &trace.requests()[index as usize]);
+    let think = later.think_time.unwrap_or_else(|| later.at.saturating_sub(earlier.at));
+    Some(Turn { request: *placed.get(previous)?, think_ns: u64::try_from(think.as_nanos()).unwrap_or(u64::MAX) })
 }
 
 /// For each request, the later one whose prompt contains its answer: the one that names it as its parent; or, where a

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use gpufeed_profiles::units::{self, Bytes};
+use gpufeed_profiles::units::{self, Bytes, BytesPerSec};
 use serde::{Deserialize, Serialize};
+
+use crate::kv::client::RequestShape;
+use crate::kv::topology::{Outage, RouterWeights, Topology};
 
 /// Which worker gets a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -16,6 +19,18 @@ pub enum Routing {
     /// The one with the least prefill to do after what it has cached, plus what it decodes.
     #[default]
     KvAware,
+}
+
+impl Routing {
+    /// The name used in plans and reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round-robin",
+            Self::LeastLoaded => "least-loaded",
+            Self::KvAware => "kv-aware",
+        }
+    }
 }
 
 /// Whether to load what the target holds.
@@ -53,6 +68,31 @@ pub enum OutputBlocks {
     None,
 }
 
+/// When blocks are written below host memory. Host memory itself gets every new block at once: writes pass through it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WritePolicy {
+    /// To the local drive and to the target, as soon as they are computed.
+    #[default]
+    WriteThrough,
+    /// The same, but only blocks that enough prompts have contained.
+    WriteThroughSelective,
+    /// When they leave the tier above: host memory for the drive, the drive for the target. Where there is no tier above,
+    /// as soon as they are computed.
+    WriteBack,
+}
+
+/// What happens to a new block when its worker's queue of writes is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QueueFull {
+    /// It is not written, and counted.
+    #[default]
+    Skip,
+    /// It stays in GPU memory until there is room in the queue, so that requests may have to wait for memory.
+    Stall,
+}
+
 /// A KV-cache run, resolved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -75,8 +115,36 @@ pub struct KvSpec {
     pub g1_blocks: Option<u64>,
     /// Host memory for KV (G2) of each worker; zero for none.
     pub g2_bytes: Bytes,
+    /// Local drive for KV (G3) of each node; zero for none.
+    pub g3_bytes: Bytes,
+    /// Workers of one node, which share its drive; zero for all of them.
+    pub g3_workers: u32,
+    /// Blocks each worker reads from the drive at once, and writes to it.
+    pub g3_in_flight: u32,
     /// Whether workers share a tier on the target (G4).
     pub shared_tier: bool,
+    /// What that tier may hold; unbounded if not given, no such tier if zero.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub g4_bytes: Option<Bytes>,
+    /// Share of that above which its least recently used blocks are deleted.
+    pub g4_evict_above_ratio: f64,
+    /// Share of it that one eviction frees.
+    pub g4_evict_ratio: f64,
+    /// When blocks are written below host memory.
+    pub write_policy: WritePolicy,
+    /// Prompts that must have contained a block before it is written selectively.
+    pub write_after_seen: u32,
+    /// What happens to a new block when its worker's queue of writes is full.
+    pub queue_full: QueueFull,
+    /// Shortest hit on drive and target that is worth loading.
+    pub min_hit_tokens: u64,
+    /// How long a look-up or a load protects a block from eviction, in every bounded tier below GPU memory.
+    #[serde(with = "units::duration")]
+    pub lease: Duration,
+    /// Whether a load must have room in host memory before it begins, rather than in passing buffers.
+    pub stage_in_host_memory: bool,
+    /// Whether blocks loaded from below are kept in host memory (in the drive where there is no host memory).
+    pub promote: bool,
     /// Whether to load what the target holds.
     pub load: LoadPolicy,
     /// How a worker learns what the target holds.
@@ -107,6 +175,21 @@ pub struct KvSpec {
     pub slo_tpot: Duration,
     /// Text before block keys.
     pub prefix: String,
+    /// What the client does beyond HEAD, GET and PUT of one object per block.
+    pub shape: RequestShape,
+    /// Who prefills and who decodes.
+    pub topology: Topology,
+    /// The first so many workers prefill, the others decode (disaggregated).
+    pub prefill_workers: u32,
+    /// Of a worker's network, each way: what KV transfers between pools go at.
+    pub transfer_bytes_per_s: BytesPerSec,
+    /// Whether a turn of a conversation begins when the turn before has ended and its think time is over, rather than
+    /// when the trace says.
+    pub sessions: bool,
+    /// What counts in KV-aware routing.
+    pub router: RouterWeights,
+    /// Workers that die.
+    pub outages: Vec<Outage>,
 }
 
 impl Default for KvSpec {
@@ -121,7 +204,20 @@ impl Default for KvSpec {
             gpu_memory_utilization: 0.9,
             g1_blocks: None,
             g2_bytes: Bytes(64 << 30),
+            g3_bytes: Bytes(0),
+            g3_workers: 0,
+            g3_in_flight: 8,
             shared_tier: true,
+            g4_bytes: None,
+            g4_evict_above_ratio: 0.9,
+            g4_evict_ratio: 0.05,
+            write_policy: WritePolicy::default(),
+            write_after_seen: 2,
+            queue_full: QueueFull::default(),
+            min_hit_tokens: 0,
+            lease: Duration::ZERO,
+            stage_in_host_memory: false,
+            promote: true,
             load: LoadPolicy::default(),
             exists: Exists::default(),
             get_in_flight: 16,
@@ -136,6 +232,13 @@ impl Default for KvSpec {
             slo_ttft: Duration::from_secs(2),
             slo_tpot: Duration::from_millis(100),
             prefix: "kv/".to_owned(),
+            shape: RequestShape::default(),
+            topology: Topology::default(),
+            prefill_workers: 0,
+            transfer_bytes_per_s: BytesPerSec(50e9),
+            sessions: false,
+            router: RouterWeights::default(),
+            outages: Vec::new(),
         }
     }
 }
@@ -187,6 +290,8 @@ impl KvSpec {
             ("max_num_seqs", u64::from(self.max_num_seqs)),
             ("get_in_flight", u64::from(self.get_in_flight)),
             ("put_in_flight", u64::from(self.put_in_flight)),
+            ("g3_in_flight", u64::from(self.g3_in_flight)),
+            ("write_after_seen", u64::from(self.write_after_seen)),
             ("put_queue_blocks", u64::from(self.put_queue_blocks)),
             ("block_tokens", u64::from(self.block_tokens)),
             ("g1_blocks", self.g1_blocks.unwrap_or(1)),
@@ -207,6 +312,8 @@ impl KvSpec {
             ("rate_scale", self.rate_scale, 1e6),
             ("bytes_scale", self.bytes_scale, 1.0),
             ("gpu_memory_utilization", self.gpu_memory_utilization, 1.0),
+            ("g4_evict_above_ratio", self.g4_evict_above_ratio, 1.0),
+            ("g4_evict_ratio", self.g4_evict_ratio, 1.0),
         ];
         for (name, value, most) in scales {
             if !(value > 0.0 && value <= most) {
@@ -214,6 +321,6 @@ impl KvSpec {
                 return Err(KvError::Knob { name, value: value.to_string(), must });
             }
         }
-        Ok(())
+        self.check_topology()
     }
 }
