@@ -58,9 +58,12 @@ pub struct Gpu {
     pub host_link_bytes_per_s: BytesPerSec,
     /// Of the network adapter that serves it.
     pub nic_bytes_per_s: BytesPerSec,
-    /// `α`: latency of one small all-reduce.
+    /// Latency of one small all-reduce, without its hops.
     #[serde(with = "units::duration")]
     pub all_reduce_latency: Duration,
+    /// Time of each of the 2·(TP − 1) hops of a small all-reduce; next to nothing through a switch.
+    #[serde(default, with = "units::duration")]
+    pub all_reduce_hop: Duration,
     /// Dense peak rates.
     pub peak: ByDtype<FlopsPerSec>,
     /// Share of the peak that large GEMMs reach, counting the parameters of [`crate::Model::gemm_params_active`].
@@ -69,6 +72,9 @@ pub struct Gpu {
     pub attention_ratio: ByDtype<f64>,
     /// Share of memory bandwidth that reading the KV cache reaches, by the cache's format.
     pub kv_read_ratio: ByDtype<f64>,
+    /// Share by which a large batch reads its KV cache more slowly than a single sequence, by the cache's format.
+    #[serde(default)]
+    pub kv_batch_loss_ratio: ByDtype<f64>,
     /// Share of memory bandwidth that reading weights reaches.
     pub weight_read_ratio: f64,
     /// Share of memory bandwidth that norms and element-wise work reach.
@@ -114,6 +120,12 @@ impl Gpu {
     #[must_use]
     pub fn hbm_stream(&self) -> BytesPerSec {
         BytesPerSec(self.hbm_bytes_per_s.0 * self.hbm_stream_ratio)
+    }
+
+    /// `α`: latency of one small all-reduce over `tp` GPUs.
+    #[must_use]
+    pub fn all_reduce_time(&self, tp: u32) -> Duration {
+        self.all_reduce_latency + self.all_reduce_hop * (2 * tp.saturating_sub(1))
     }
 
     /// `e·NVLink`: achievable bandwidth of large all-reduces.
@@ -171,8 +183,15 @@ impl Profile for Gpu {
         ] {
             ratio_above_zero(what, ratio)?;
         }
+        for loss in [self.kv_batch_loss_ratio.bf16, self.kv_batch_loss_ratio.fp8.unwrap_or_default()] {
+            not_negative("kv_batch_loss_ratio", loss)?;
+        }
         Ok(())
     }
+}
+
+fn not_negative(what: &str, value: f64) -> Result<(), String> {
+    if value.is_finite() && value >= 0.0 { Ok(()) } else { Err(format!("{what} must not be negative")) }
 }
 
 pub(crate) fn ratio_above_zero(what: &str, ratio: f64) -> Result<(), String> {
@@ -204,6 +223,15 @@ pub struct Engine {
     /// `τ_seq`: host time per sequence of the batch.
     #[serde(with = "units::duration")]
     pub sequence_time: Duration,
+    /// Least GPU time of a layer's kernels, whatever their sizes.
+    #[serde(default, with = "units::duration")]
+    pub layer_time: Duration,
+    /// The same of a layer's mixture of experts: routing, sorting, grouped GEMMs.
+    #[serde(default, with = "units::duration")]
+    pub expert_time: Duration,
+    /// `λ`: share of the shorter of a GEMM's two times, compute and memory, that does not hide behind the longer.
+    #[serde(default)]
+    pub roofline_loss_ratio: f64,
     /// `κ`: passes over N·hidden elements of two bytes per layer, by norms and element-wise work.
     pub elementwise_passes: f64,
     /// Vectors of `hidden` elements of two bytes held per batched token.
@@ -237,12 +265,12 @@ impl Profile for Engine {
 
     fn check(&self) -> Result<(), String> {
         ratio_above_zero("hbm_utilization_ratio", self.hbm_utilization_ratio)?;
-        for (what, value) in
-            [("elementwise_passes", self.elementwise_passes), ("activation_vectors", self.activation_vectors)]
-        {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(format!("{what} must not be negative"));
-            }
+        for (what, value) in [
+            ("elementwise_passes", self.elementwise_passes),
+            ("activation_vectors", self.activation_vectors),
+            ("roofline_loss_ratio", self.roofline_loss_ratio),
+        ] {
+            not_negative(what, value)?;
         }
         for (what, value) in [
             ("max_batched_tokens", self.max_batched_tokens),

@@ -10,6 +10,7 @@ mod gpu;
 mod hugging_face;
 mod kv_client;
 mod model;
+mod published;
 pub mod storage;
 mod training;
 pub mod units;
@@ -20,6 +21,7 @@ pub use dtype::{Dtype, DtypeError};
 pub use gpu::{ByDtype, Engine, Gpu};
 pub use kv_client::{Exists, KeyForm, KvClient, Store};
 pub use model::{Mla, Model, Moe, Window};
+pub use published::{Covers, Deployment, Eq2, Fit, Itl, Note, Published, Ratio, StoreRate, Ttft, published};
 pub use training::{Access, Framework, TrainingProfile};
 
 /// A language model by name (`llama-3.1-8b`), by the path of a TOML file, or by that of a Hugging Face `config.json` or

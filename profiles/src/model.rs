@@ -304,10 +304,28 @@ impl Model {
         if weights.bytes() < 2.0 { Dtype::Bf16 } else { weights }
     }
 
-    /// Bytes of all weights stored as `weights`, embedding and LM head as [`Model::head_dtype`] says.
+    /// Format of what is neither expert, embedding nor LM head: of four-bit formats only the experts are stored in four
+    /// bits (gpt-oss model card, §2.1), the rest in sixteen.
+    #[must_use]
+    pub const fn dense_dtype(&self, weights: Dtype) -> Dtype {
+        match weights {
+            Dtype::Mxfp4 if self.moe.is_some() => Dtype::Bf16,
+            other => other,
+        }
+    }
+
+    /// Layers with routed experts.
+    #[must_use]
+    pub fn moe_layers(&self) -> u32 {
+        self.moe.map_or(0, |moe| self.layers - moe.dense_layers)
+    }
+
+    /// Bytes of all weights stored as `weights`: dense ones, embedding and LM head as [`Model::dense_dtype`] and
+    /// [`Model::head_dtype`] say.
     #[must_use]
     pub fn weights_bytes(&self, weights: Dtype) -> f64 {
-        (self.dense_params() + self.expert_params()) * weights.bytes()
+        self.dense_params() * self.dense_dtype(weights).bytes()
+            + self.expert_params() * weights.bytes()
             + (self.head_params() + self.embedding_params()) * self.head_dtype(weights).bytes()
     }
 }

@@ -269,8 +269,9 @@ fn mla_has_two_attention_widths() {
 #[test]
 fn gpus_have_the_published_peaks() {
     const T: f64 = 1e12;
-    let rows: [(&str, f64, Option<f64>, u64, f64); 11] = [
+    let rows: [(&str, f64, Option<f64>, u64, f64); 12] = [
         ("a100-sxm-80gb", 312.0, None, 80, 2.039),
+        ("a800-sxm-80gb", 312.0, None, 80, 2.039),
         ("a10g", 70.0, None, 24, 0.6),
         ("l40s", 362.0, Some(733.0), 48, 0.864),
         ("h20", 148.0, Some(296.0), 96, 4.0),
@@ -302,29 +303,42 @@ fn gpus_have_the_published_peaks() {
 #[test]
 fn the_h100_reproduces_the_published_slopes() {
     let (h100, vllm) = (gpu("h100", &plain()).expect("h100"), engine("vllm", &plain()).expect("vllm"));
-    let slope = |model: &Model, dtype: Dtype, tp: f64| {
+    let trt = engine("trtllm", &plain()).expect("TensorRT-LLM");
+    let read_time = |model: &Model, dtype: Dtype| {
+        let read = model.weights_bytes(dtype) - model.embedding_params() * model.head_dtype(dtype).bytes();
+        read / h100.weight_read().0
+    };
+    // Per token of a full chunk: FLOPs, all-reduces, element-wise work, and a chunk's share of what is paid once.
+    let slope = |model: &Model, engine: &Engine, dtype: Dtype, tp: u32| {
+        let (ranks, chunk) = (f64::from(tp), engine.max_batched_tokens as f64);
         let activation = f64::from(model.layers) * f64::from(model.hidden) * 2.0;
-        let gemm = 2.0 * model.gemm_params_active() / (h100.gemm_rate(dtype).0 * tp);
-        let all_reduce = 2.0 * 2.0 * (tp - 1.0) / tp * activation / h100.peer_rate().0;
-        gemm + all_reduce + vllm.elementwise_passes * activation / h100.hbm_stream().0
+        let gemm = 2.0 * model.gemm_params_active() / (h100.gemm_rate(dtype).0 * ranks);
+        let all_reduce = 2.0 * 2.0 * (ranks - 1.0) / ranks * activation / h100.peer_rate().0;
+        let latencies = if tp > 1 { 2.0 * h100.all_reduce_time(tp).as_secs_f64() } else { 0.0 };
+        let layers = f64::from(model.layers) * (engine.layer_time.as_secs_f64() + latencies);
+        let once = engine.roofline_loss_ratio * read_time(model, dtype) / ranks + layers;
+        gemm + all_reduce + engine.elementwise_passes * activation / h100.hbm_stream().0 + once / chunk
     };
     let square = |model: &Model, dtype: Dtype, tp: f64| {
         2.0 * model.prefill_attention_width() * f64::from(model.layers) / (h100.attention_rate(dtype).0 * tp)
     };
     let (small, large) = (a_model("llama-3.1-8b"), a_model("llama-3.1-70b"));
-    near(slope(&small, Dtype::Bf16, 1.0), 2.368e-5, 0.005, "vLLM, s/token");
+    near(slope(&small, &vllm, Dtype::Bf16, 1), 2.368e-5, 0.005, "vLLM, s/token");
     near(square(&small, Dtype::Bf16, 1.0), 4.498e-10, 0.005, "vLLM, s/token²");
-    near(slope(&large, Dtype::Fp8, 8.0), 3.530e-5, 0.005, "TensorRT-LLM, s/token");
+    near(slope(&large, &trt, Dtype::Fp8, 8), 3.530e-5, 0.005, "TensorRT-LLM, s/token");
     near(square(&large, Dtype::Fp8, 8.0), 2.116e-10, 0.005, "TensorRT-LLM, s/token²");
     // A decode step reads all weights but the input embedding's other rows.
-    let read = small.weights_bytes(Dtype::Bf16) - small.embedding_params() * 2.0;
-    near(read / h100.weight_read().0, 6.44e-3, 0.01, "ITL without context");
+    let itl = read_time(&small, Dtype::Bf16) + 32.0 * vllm.layer_time.as_secs_f64();
+    near(itl, 6.44e-3, 0.01, "ITL without context");
     near(small.kv_bytes_per_token(Dtype::Bf16) / h100.kv_read(Dtype::Bf16).0, 4.37e-8, 0.01, "ITL per token");
     near(small.kv_bytes_per_token(Dtype::Fp8) / h100.kv_read(Dtype::Fp8).0, 2.37e-8, 0.01, "ITL per token, fp8");
     near(h100.host_link_bytes_per_s.0, 43.9e9, 1e-12, "host link");
     // ITL of gpt-oss-20b bounds the host's share of an iteration.
     let host = vllm.step_time + 24 * vllm.launch_time + vllm.sequence_time;
     assert!(host.as_secs_f64() < 4.05e-3, "{host:?}");
+    // And that of gpt-oss-120b on eight, 3.72 ms at a concurrency of 4.
+    let host = vllm.step_time + 36 * vllm.launch_time + 4 * vllm.sequence_time;
+    assert!(host.as_secs_f64() < 3.72e-3, "{host:?}");
 }
 
 #[test]
@@ -499,7 +513,7 @@ fn an_unknown_name_is_answered_with_the_nearest() {
     assert!(says(gpu("h1000", &plain()).expect_err("mistyped")).contains("`h100`"));
     assert!(says(training("unet-h100", &plain()).expect_err("mistyped")).contains("did you mean `unet3d-h100`"));
     let error = says(engine("zzzzzzzzzz", &plain()).expect_err("nothing near"));
-    assert!(error.ends_with("known are tensorrt-llm, trtllm, trt-llm, vllm"), "{error}");
+    assert!(error.ends_with("known are sglang, tensorrt-llm, trtllm, trt-llm, vllm"), "{error}");
     assert!(says(show("kvmb").expect_err("mistyped")).contains("`kvbm`"));
     assert_eq!(show("vllm").expect("two kinds").len(), 2);
 }
