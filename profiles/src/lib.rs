@@ -5,6 +5,7 @@
 
 mod catalog;
 mod claims;
+mod costs;
 mod dtype;
 mod gpu;
 mod hugging_face;
@@ -17,6 +18,7 @@ pub mod units;
 
 pub use catalog::{Overrides, ProfileError, Sources, source_of};
 pub use claims::Claim;
+pub use costs::{Costs, HOURS_PER_MONTH, StorageCosts, costs};
 pub use dtype::{Dtype, DtypeError};
 pub use gpu::{ByDtype, Engine, Gpu};
 pub use kv_client::{Exists, KeyForm, KvClient, Store};
