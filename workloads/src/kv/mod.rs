@@ -23,6 +23,7 @@ mod shared;
 mod spec;
 mod tiers;
 mod topology;
+mod working_set;
 mod writes;
 
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub use requests::{Request, Requests, Turn};
 pub use route::{Candidate, route};
 pub use spec::{Exists, KvError, KvSpec, LoadPolicy, OutputBlocks, QueueFull, Routing, WritePolicy};
 pub use topology::{Outage, RouterWeights, Topology};
+pub use working_set::WorkingSet;
 
 use crate::inference::{CostModel, Limits, Peaks, Phase, Worker, summarize};
 use crate::kv::dispatch::Dispatch;
@@ -50,10 +52,10 @@ use crate::kv::exchange::Asked;
 use crate::kv::handover::Handovers;
 use crate::kv::loads::Landed;
 use crate::kv::metrics::Metrics;
-use crate::kv::tiers::{TARGET_SPACES, Tier, Tiers, Wake};
+use crate::kv::tiers::{Tier, Tiers, Wake};
 use crate::machine::{Actions, Dataset, Event, Machine, Workload};
-use crate::storage::Measurements;
 use crate::op::{KeyStyle, Names, Op, Outcome, Space, Tick};
+use crate::storage::Measurements;
 
 /// The KV-cache workload: one machine with all its workers, since they share routing and tiers.
 #[derive(Debug)]
@@ -125,7 +127,7 @@ impl Kv {
     /// The key space of the local drives, the last one, if there are any: its operations are for another target.
     #[must_use]
     pub fn drive_space(&self) -> Option<u16> {
-        self.tiers.drives.exist().then_some(TARGET_SPACES)
+        self.tiers.drives.exist().then_some(client::SPACES)
     }
 
     /// Blocks not written because a worker's queue of writes was full.
@@ -165,7 +167,7 @@ impl Kv {
     }
 
     fn done(&mut self, now: Tick, tag: u64, op: &Op, outcome: &Outcome) {
-        if op.key.space == 0 {
+        if op.key.space < TARGET_SPACES {
             self.measured.see(op, outcome);
         }
         let Some((tier, exchanged)) = self.tiers.landed(tag, outcome) else { return };
@@ -393,7 +395,7 @@ impl Workload for Kv {
         let prefix = &self.tiers.spec.prefix;
         let mut spaces = client::spaces(&self.tiers.spec, self.tiers.cost.tp).to_vec();
         if self.tiers.drives.exist() {
-            debug_assert_eq!(spaces.len(), usize::from(TARGET_SPACES), "those of the drives come last");
+            debug_assert_eq!(spaces.len(), usize::from(client::SPACES), "those of the drives come last");
             spaces.push(Space { before: format!("{prefix}g3/"), after: String::new(), style: KeyStyle::RankHash });
         }
         Names { spaces }
