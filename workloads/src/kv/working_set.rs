@@ -63,7 +63,7 @@ impl WorkingSet {
                 farthest = farthest.max(last.len() as u64 - marks.before(before));
                 set.distances.push(farthest);
             }
-            for &id in blocks {
+            for &id in blocks.iter() {
                 if let Some(before) = last.insert(id, position) {
                     marks.add(before, -1);
                 }
