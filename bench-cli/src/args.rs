@@ -9,6 +9,8 @@ use gpufeed_profiles::units::{Bytes, UnitError, parse_duration};
 
 pub use crate::capacity::args::{ItlArgs, PlanArgs, PlanCommand, PlanFormat, ServedArgs, TtftArgs};
 
+pub use crate::search::args::{KneeArgs, KvSearch, OpsSearch, RagSearch, SearchArgs, SearchWorkload, TrainingSearch};
+
 fn duration(text: &str) -> Result<Duration, UnitError> {
     parse_duration(text)
 }
@@ -34,6 +36,8 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// What storage these GPUs need; single predictions of TTFT and ITL; how well they hold.
     Plan(Box<PlanArgs>),
+    /// The knee: most accelerators, requests per second or clients before the storage gives in.
+    Search(Box<SearchArgs>),
     /// Look at, make, convert and cut request traces.
     #[command(subcommand)]
     Trace(TraceCommand),

@@ -13,6 +13,8 @@ pub enum Exit {
     Usage,
     /// A threshold or gate failed.
     Missed,
+    /// What was asked cannot be told from what was measured.
+    Inconclusive,
 }
 
 impl From<Exit> for ExitCode {
@@ -22,6 +24,7 @@ impl From<Exit> for ExitCode {
             Exit::Failed => 1,
             Exit::Usage => 2,
             Exit::Missed => 3,
+            Exit::Inconclusive => 4,
         })
     }
 }

@@ -17,6 +17,7 @@ mod progress;
 mod report;
 mod resolve;
 mod run;
+mod search;
 mod serve;
 mod target;
 mod trace;
@@ -48,6 +49,7 @@ fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Run(args) => run::run(args.workload),
         Command::Serve(args) => serve::run(&args).map(|()| Exit::Passed),
         Command::Plan(args) => capacity::run(&args),
+        Command::Search(args) => search::run(*args),
         Command::Trace(command) => trace::run(command).map(|()| Exit::Passed),
         Command::Profile(command) => profile::run(command).map(|()| Exit::Passed),
         Command::Report(args) => report::run(&args).map(|()| Exit::Passed),

@@ -1,9 +1,9 @@
 //! `gpufeed run`: the straight line from a plan to a report.
 
 mod assemble;
-mod directory;
-mod interrupt;
-mod member;
+pub(crate) mod directory;
+pub(crate) mod interrupt;
+pub(crate) mod member;
 
 use std::sync::Arc;
 
@@ -74,8 +74,25 @@ fn dry_run(request: &Request) -> anyhow::Result<()> {
     }
 }
 
-/// Runs the members one after the other. What was measured before a failure is reported, marked as cut short.
+/// Opens the target and runs the members on it.
 fn measure(
+    plan: &Plan,
+    directory: &Directory,
+    interrupt: &Arc<Interrupt>,
+    show: Show,
+) -> (Option<RunReport>, Option<anyhow::Error>) {
+    match Target::open(&plan.target, plan.seed).with_context(|| format!("target {}", plan.target.name())) {
+        // With a single member nothing else uses the target: an embedded one takes its data with it.
+        Ok(target) => measure_on(&target, plan.members.len() == 1, plan, directory, interrupt, show),
+        Err(error) => (None, Some(error)),
+    }
+}
+
+/// Runs the members one after the other on a target that answers; `last_use` when nobody needs it afterwards. What was
+/// measured before a failure is reported, marked as cut short.
+pub(crate) fn measure_on(
+    target: &Target,
+    last_use: bool,
     plan: &Plan,
     directory: &Directory,
     interrupt: &Arc<Interrupt>,
@@ -83,7 +100,6 @@ fn measure(
 ) -> (Option<RunReport>, Option<anyhow::Error>) {
     let mut draft = Draft::new(plan);
     let mut work = || -> anyhow::Result<()> {
-        let target = Target::open(&plan.target, plan.seed).with_context(|| format!("target {}", plan.target.name()))?;
         if !plan.target.self_test() {
             draft.set_ceiling(calibrate::ceiling(&plan.run.cores, show)?);
         }
@@ -92,11 +108,11 @@ fn measure(
                 draft.cut_short();
                 break;
             }
-            let stretch = member::Stretch { plan, member, target: &target, directory, interrupt, show };
+            let stretch = member::Stretch { plan, member, target, last_use, directory, interrupt, show };
             let outcome = stretch.run().with_context(|| format!("member {}", member.name))?;
             draft.add(member, outcome);
         }
-        draft.note(&target);
+        draft.note(target);
         Ok(())
     };
     match work() {

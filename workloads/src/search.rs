@@ -265,7 +265,8 @@ impl Search {
 }
 
 /// The levels of some verdicts, from the lowest.
-fn curve(votes: &[Vote]) -> Vec<Level> {
+#[must_use]
+pub fn curve(votes: &[Vote]) -> Vec<Level> {
     let mut votes = votes.to_vec();
     votes.sort_by(|a, b| a.at.total_cmp(&b.at));
     let mut levels: Vec<Level> = Vec::new();

@@ -13,7 +13,7 @@ use crate::plan::Plan;
 
 /// A directory of this run alone.
 #[derive(Debug)]
-pub(super) struct Directory {
+pub(crate) struct Directory {
     path: PathBuf,
     several: bool,
 }
@@ -23,7 +23,7 @@ impl Directory {
     ///
     /// # Errors
     /// When it cannot be made, or holds a report already.
-    pub(super) fn create(out: Option<&Path>, plan: &Plan) -> anyhow::Result<Self> {
+    pub(crate) fn create(out: Option<&Path>, plan: &Plan) -> anyhow::Result<Self> {
         let path = out.map_or_else(
             || PathBuf::from(format!("gpufeed-{}-{}", plan.workload, jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S"))),
             Path::to_owned,
@@ -51,32 +51,38 @@ impl Directory {
     ///
     /// # Errors
     /// When the disk is full or the directory gone.
-    pub(super) fn write_report(&self, report: &RunReport) -> anyhow::Result<()> {
+    pub(crate) fn write_report(&self, report: &RunReport) -> anyhow::Result<()> {
         self.write("report.json", |to| Ok(serde_json::to_writer_pretty(to, report)?))?;
         self.write("report.html", |mut to| Ok(html::render(report, &mut to)?))
     }
 
-    /// Writes a file beside its place and moves it there, so that a full disk leaves no half of it.
     fn write(&self, name: &str, fill: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        let path = self.file(name);
-        let draft = self.file(&format!("{name}.part"));
-        let written = || -> anyhow::Result<()> {
-            let mut to = BufWriter::new(File::create(&draft)?);
-            fill(&mut to)?;
-            to.flush()?;
-            Ok(fs::rename(&draft, &path)?)
-        };
-        written()
-            .inspect_err(|_| drop(fs::remove_file(&draft)))
-            .with_context(|| format!("cannot write {}", path.display()))
+        write_whole(&self.file(name), fill)
     }
 
     /// Takes the directory away again if the run left nothing but its plan.
-    pub(super) fn remove_if_empty(&self) {
+    pub(crate) fn remove_if_empty(&self) {
         let only_plan = fs::read_dir(&self.path).is_ok_and(|files| files.count() == 1);
         if only_plan {
             let _ = fs::remove_file(self.file("plan.toml"));
             let _ = fs::remove_dir(&self.path);
         }
     }
+}
+
+/// Writes a file beside its place and moves it there, so that a full disk or a sudden end leaves no half of it.
+///
+/// # Errors
+/// When the disk is full or the directory gone.
+pub(crate) fn write_whole(path: &Path, fill: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".part");
+    let draft = PathBuf::from(draft);
+    let written = || -> anyhow::Result<()> {
+        let mut to = BufWriter::new(File::create(&draft)?);
+        fill(&mut to)?;
+        to.flush()?;
+        Ok(fs::rename(&draft, path)?)
+    };
+    written().inspect_err(|_| drop(fs::remove_file(&draft))).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -10,14 +10,14 @@ use crate::output;
 
 /// Whether the user wants it to end, and the stretch of work to be told.
 #[derive(Debug, Default)]
-pub(super) struct Interrupt {
+pub(crate) struct Interrupt {
     asked: AtomicBool,
     current: Mutex<Option<Watch>>,
 }
 
 impl Interrupt {
     /// Listens from now on.
-    pub(super) fn listen() -> Arc<Self> {
+    pub(crate) fn listen() -> Arc<Self> {
         let this = Arc::new(Self::default());
         let told = Arc::clone(&this);
         std::thread::spawn(move || {
@@ -50,7 +50,7 @@ impl Interrupt {
     }
 
     /// Whether the user wants it to end.
-    pub(super) fn asked(&self) -> bool {
+    pub(crate) fn asked(&self) -> bool {
         self.asked.load(Ordering::Relaxed)
     }
 

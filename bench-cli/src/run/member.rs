@@ -41,6 +41,8 @@ pub(super) struct Stretch<'a> {
     pub member: &'a MemberPlan,
     /// Where the data is.
     pub target: &'a Target,
+    /// Whether nothing else uses the target afterwards.
+    pub last_use: bool,
     /// Where outputs go.
     pub directory: &'a Directory,
     /// The user's wish to end.
@@ -202,7 +204,7 @@ impl Stretch<'_> {
 
     /// Takes the data away; a failure to is said, and no reason to lose the results.
     fn clean_up(&self, names: &gpufeed_workloads::op::Names) {
-        if self.plan.target.self_test() && self.plan.members.len() == 1 {
+        if self.plan.target.self_test() && self.last_use {
             // The data goes with the server.
             return;
         }
@@ -296,7 +298,11 @@ fn load_trace(plan: &TracePlan) -> anyhow::Result<Trace> {
     }
 }
 
-fn requests(plan: &KvPlan) -> anyhow::Result<Arc<Requests>> {
+/// The requests of a plan, read or made.
+///
+/// # Errors
+/// When the trace cannot be read.
+pub(crate) fn requests(plan: &KvPlan) -> anyhow::Result<Arc<Requests>> {
     let trace = load_trace(&plan.trace)?;
     Ok(Arc::new(Requests::from_trace(&trace, plan.spec.output_blocks, plan.spec.block_tokens)))
 }
@@ -338,6 +344,23 @@ fn rag(plan: &RagPlan, seed: u64) -> anyhow::Result<Rag> {
         inputs: inputs.into(),
     })
     .or_usage()
+}
+
+/// Removes what the members of a plan have put on a target.
+///
+/// # Errors
+/// When a machine cannot be made, or the target does not let go.
+pub(crate) fn remove_data(plan: &Plan, target: &Target) -> anyhow::Result<()> {
+    for member in &plan.members {
+        let names = match &member.spec {
+            SpecPlan::Ops(spec) => Ops::split(spec, 1).or_usage()?.first().map(Workload::names).unwrap_or_default(),
+            SpecPlan::Training(spec) => Training::new(spec.clone()).or_usage()?.names(),
+            SpecPlan::Kv(kv) => Kv::new(kv.spec.clone(), kv.cost.clone(), requests(kv)?).or_usage()?.names(),
+            SpecPlan::Rag(rag_plan) => rag(rag_plan, plan.seed)?.names(),
+        };
+        data::clean_up(target, &names)?;
+    }
+    Ok(())
 }
 
 /// Name, objects and bytes of each member's data set.

@@ -39,6 +39,9 @@ pub struct SearchReport {
     pub most_probes: u32,
     /// The measured target first, then other storage in virtual time.
     pub storages: Vec<SearchedStorage>,
+    /// Length of the trace as it is, from its first arrival to its last; null without one.
+    #[serde(default)]
+    pub trace_span_s: Option<f64>,
     /// What the reader should know.
     #[serde(default)]
     pub notes: Vec<String>,
