@@ -167,7 +167,7 @@ impl Kv {
     }
 
     fn done(&mut self, now: Tick, tag: u64, op: &Op, outcome: &Outcome) {
-        if op.key.space < TARGET_SPACES {
+        if op.key.space < tiers::TARGET_SPACES {
             self.measured.see(op, outcome);
         }
         let Some((tier, exchanged)) = self.tiers.landed(tag, outcome) else { return };
