@@ -7,7 +7,8 @@ use anyhow::Context;
 use gpufeed_aws_sdk::{Access, Control, SdkTransport, Session};
 use gpufeed_engine::measured::{Measured, RunError};
 use gpufeed_engine::settings::Settings;
-use gpufeed_engine::transport::{Clock, OpError};
+use gpufeed_engine::transport::{Clock, OpError, Transport};
+use gpufeed_engine::two::Two;
 use gpufeed_engine::wall::{self, CoreSlot, Machines};
 use gpufeed_engine::watch::Watch;
 use gpufeed_io::arena::Arena;
@@ -16,8 +17,9 @@ use gpufeed_transports::file::{FileConfig, FileStore, FileTarget};
 use gpufeed_transports::null::NullTarget;
 use gpufeed_transports::s3::{Addressing, Credentials, RawS3, S3Target, Tls};
 use gpufeed_workloads::machine::Workload;
-use gpufeed_workloads::op::ErrorKind;
+use gpufeed_workloads::op::{ErrorKind, Names};
 
+use crate::drive::Drive;
 use crate::embedded::Embedded;
 use crate::exit::usage;
 use crate::host;
@@ -153,6 +155,21 @@ impl Target {
         machines: Machines<W>,
         watch: &Watch,
     ) -> Result<Measured<W>, RunError> {
+        self.drive_beside(None, purpose, settings, machines, watch)
+    }
+
+    /// Runs machines against the target and a local drive beside it.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub(crate) fn drive_beside<W: Workload + 'static>(
+        &self,
+        drive: Option<&Drive>,
+        purpose: Purpose,
+        settings: &Settings,
+        machines: Machines<W>,
+        watch: &Watch,
+    ) -> Result<Measured<W>, RunError> {
         let clock = Clock::new(Instant::now());
         let names = match &machines {
             Machines::PerCore(machines) => machines.first().map(Workload::names).unwrap_or_default(),
@@ -160,24 +177,25 @@ impl Target {
         };
         let names = Arc::new(names);
         let names = || Arc::clone(&names);
+        let beside = Beside { drive, names: names(), settings, clock, watch };
         match &self.kind {
             Kind::Null => {
                 let open = |slot: CoreSlot, clock| Ok(NullTarget::new(names(), self.seed, arena(&slot)?, clock));
-                wall::run(settings, clock, open, machines, watch)
+                beside.run(open, machines)
             }
             Kind::File(store) => {
                 let open = |slot: CoreSlot, clock| FileTarget::new(store.clone(), names(), arena(&slot)?, clock);
-                wall::run(settings, clock, open, machines, watch)
+                beside.run(open, machines)
             }
             Kind::S3(s3) if s3.sdk_measures || (s3.foreign && purpose == Purpose::Control) => {
                 let open = |slot: CoreSlot, clock| {
                     SdkTransport::new(&s3.session, &s3.bucket, slot.index, names(), arena(&slot)?, clock)
                 };
-                wall::run(settings, clock, open, machines, watch)
+                beside.run(open, machines)
             }
             Kind::S3(s3) => {
                 let open = |slot: CoreSlot, clock| Ok(RawS3::new(s3.raw.clone(), names(), arena(&slot)?, clock));
-                wall::run(settings, clock, open, machines, watch)
+                beside.run(open, machines)
             }
         }
     }
@@ -212,6 +230,34 @@ impl Target {
             Kind::File(store) => store.notes(),
             _ => &[],
         }
+    }
+}
+
+/// What a target's transport runs beside.
+struct Beside<'a> {
+    drive: Option<&'a Drive>,
+    names: Arc<Names>,
+    settings: &'a Settings,
+    clock: Clock,
+    watch: &'a Watch,
+}
+
+impl Beside<'_> {
+    fn run<T: Transport, W: Workload + 'static>(
+        self,
+        open: impl Fn(CoreSlot, Clock) -> Result<T, OpError> + Sync,
+        machines: Machines<W>,
+    ) -> Result<Measured<W>, RunError> {
+        let Some(drive) = self.drive else {
+            return wall::run(self.settings, self.clock, open, machines, self.watch);
+        };
+        let both = |slot, clock| {
+            let target = open(slot, clock)?;
+            let arena = target.arena().clone();
+            let near = FileTarget::new(drive.store.clone(), Arc::clone(&self.names), arena, clock)?;
+            Ok(Two::new(target, near, drive.from_space))
+        };
+        wall::run(self.settings, self.clock, both, machines, self.watch)
     }
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use gpufeed_schema::Latency;
 use serde::Serialize;
 
-use super::{Slot, Way};
 use super::histogram::Samples;
+use super::{Slot, Way};
 use crate::watch::Phase;
 
 /// A table being written.

@@ -121,7 +121,8 @@ impl<W: Workload + 'static> Core<'_, W> {
         let patience = (settings.op_timeout, settings.retries);
         let carriers = (second_from, [transport.carrier(), transport.second_carrier()]);
         let shared_again = Arc::clone(&shared);
-        let station = Rc::new(Station::new(slot.index, clock, recorder, shared, cargo, lanes.len(), patience, carriers));
+        let station =
+            Rc::new(Station::new(slot.index, clock, recorder, shared, cargo, lanes.len(), patience, carriers));
         let shared = shared_again;
         let mut beats = tokio::time::interval(beat(settings.op_timeout));
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);

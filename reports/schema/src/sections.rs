@@ -168,6 +168,9 @@ pub struct Kv {
     /// What operations carried, counted block by block: what the operations of the report are held against.
     #[serde(default)]
     pub wire: KvWire,
+    /// How fast the target moved payload while it moved any.
+    #[serde(default)]
+    pub transfer: TransferRates,
     /// Blocks written to the target and never read.
     pub never_read_blocks: u64,
     /// What moved between the tiers.

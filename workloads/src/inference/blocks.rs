@@ -2,6 +2,8 @@
 
 use rustc_hash::FxHashMap;
 
+use crate::op::Tick;
+
 /// A place for one block in the pool.
 pub type Slot = u32;
 
@@ -11,8 +13,21 @@ const NONE: u32 = u32::MAX;
 struct Entry {
     id: Option<u64>,
     refs: u32,
+    /// Not evicted for room before this, though nobody references it.
+    leased: Tick,
     older: u32,
     newer: u32,
+}
+
+/// What [`BlockPool::make_room`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// There was room.
+    Free,
+    /// There is now: this block went.
+    Evicted(u64),
+    /// Every block is in use or leased.
+    None,
 }
 
 /// Blocks by content identity. A block is *free* (no content), *in use* (referenced), or *cached* (content, no
@@ -64,6 +79,12 @@ impl BlockPool {
         self.capacity - self.available()
     }
 
+    /// Blocks that take up room: those with content, and those referenced.
+    #[must_use]
+    pub const fn held(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
     /// Changes whenever room appears.
     #[must_use]
     pub const fn releases(&self) -> u64 {
@@ -106,7 +127,7 @@ impl BlockPool {
 
     /// Takes a block without content, evicting the least recently used cached one if it must.
     pub fn allocate(&mut self) -> Option<Slot> {
-        let entry = Entry { id: None, refs: 1, older: NONE, newer: NONE };
+        let entry = Entry { id: None, refs: 1, leased: Tick::ZERO, older: NONE, newer: NONE };
         if let Some(slot) = self.free.pop() {
             self.entries[slot as usize] = entry;
             return Some(slot);
@@ -167,6 +188,47 @@ impl BlockPool {
         true
     }
 
+    /// Sees that the next allocation finds room without evicting anything by itself: where it must, the least recently
+    /// used block goes that nobody references and whose lease is over.
+    pub fn make_room(&mut self, now: Tick) -> Room {
+        if !self.free.is_empty() || self.entries.len() < self.capacity {
+            return Room::Free;
+        }
+        let mut slot = self.oldest;
+        while slot != NONE && self.entries[slot as usize].leased > now {
+            slot = self.entries[slot as usize].newer;
+        }
+        if slot == NONE {
+            return Room::None;
+        }
+        let id = self.entries[slot as usize].id;
+        id.map_or(Room::None, |id| {
+            self.forget(id);
+            Room::Evicted(id)
+        })
+    }
+
+    /// Protects a block from [`make_room`](Self::make_room) until then, and makes it the most recently used.
+    pub fn lease(&mut self, id: u64, until: Tick) {
+        if let Some(slot) = self.acquire(id) {
+            let entry = &mut self.entries[slot as usize];
+            entry.leased = entry.leased.max(until);
+            self.release(slot);
+        }
+    }
+
+    /// A block's content is gone. Its room is free at once, or when the last reference goes.
+    pub fn forget(&mut self, id: u64) {
+        let Some(slot) = self.by_id.remove(&id) else { return };
+        let entry = &mut self.entries[slot as usize];
+        entry.id = None;
+        if entry.refs == 0 {
+            self.unlink(slot);
+            self.free.push(slot);
+            self.releases += 1;
+        }
+    }
+
     fn unlink(&mut self, slot: Slot) {
         let Entry { older, newer, .. } = self.entries[slot as usize];
         match older {
@@ -201,6 +263,25 @@ mod tests {
         pool.release(held);
         pool.release(other);
         assert_eq!(pool.match_prefix(&[4, 1, 9]), 2);
+    }
+
+    #[test]
+    fn leases_hold_until_they_end_and_forgotten_blocks_leave_room() {
+        let mut pool = BlockPool::new(2);
+        assert_eq!(pool.make_room(Tick(0)), Room::Free);
+        assert!(pool.insert(1) && pool.insert(2));
+        pool.lease(1, Tick(10));
+        // 2 is the least recently used now; then only 1 is left, leased until 10.
+        assert_eq!(pool.make_room(Tick(0)), Room::Evicted(2));
+        assert!(pool.insert(3));
+        pool.lease(3, Tick(20));
+        assert_eq!((pool.make_room(Tick(9)), pool.contains(1)), (Room::None, true));
+        assert_eq!(pool.make_room(Tick(10)), Room::Evicted(1));
+        let held = pool.acquire(3).expect("leased");
+        pool.forget(3);
+        assert_eq!((pool.contains(3), pool.in_use(), pool.available()), (false, 1, 1));
+        pool.release(held);
+        assert_eq!((pool.in_use(), pool.available()), (0, 2));
     }
 
     /// The same cache as a plain list, oldest first.

@@ -15,7 +15,7 @@ pub(crate) mod cost_tests;
 #[cfg(test)]
 mod worker_tests;
 
-pub use blocks::{BlockPool, Slot};
+pub use blocks::{BlockPool, Room, Slot};
 pub use cost::{Batch, CostModel, Terms};
 pub use ledger::{Cell, Ledger, Peaks, summarize};
 pub use sequence::{Begin, Host, Job, Parts, Phase, Reason};

@@ -206,6 +206,11 @@ impl Worker {
         self.wake_up(now, host);
     }
 
+    /// Pins a block in GPU memory, if it is there, until [`unpin`](Self::unpin).
+    pub fn hold(&mut self, id: u64) -> Option<Slot> {
+        self.pool.acquire(id)
+    }
+
     /// A block kept by [`Host::completed`] has been copied.
     pub fn unpin(&mut self, now: Tick, slots: impl IntoIterator<Item = Slot>, host: &mut impl Host) {
         let now = self.hear(now);

@@ -1,7 +1,7 @@
-//! Offload: new full blocks go to host memory and, written through, to the target, while the GPU goes on.
+//! Offload: new full blocks go to host memory while the GPU goes on, and from there where the write policy wants them.
 
 use crate::inference::Slot;
-use crate::kv::exchange::{Answer, Landed};
+use crate::kv::spec::QueueFull;
 use crate::kv::tiers::{Copying, Tiers, Wake};
 use crate::op::Tick;
 
@@ -13,8 +13,7 @@ impl Tiers {
         }
         let g2 = &self.locals[worker as usize].g2;
         let wanted_here = g2.capacity() > 0 && !g2.contains(id);
-        let wanted_there = self.spec.shared_tier && !self.stored.contains_key(&id) && !self.writing.contains(&id);
-        if !(wanted_here || wanted_there) {
+        if !(wanted_here || self.wants_write(worker, id)) {
             return false;
         }
         if self.open_copy.as_ref().is_some_and(|(since, open)| *since != at || open.worker != worker) {
@@ -40,46 +39,42 @@ impl Tiers {
         self.wakes.push((end, Wake::OffloadCopied { copy: free as u32 }));
     }
 
-    /// A copy to host memory is over: the blocks are in host memory, and go on to the target.
+    /// A copy to host memory is over: the blocks are in host memory, and go on. Those that must wait for room in the
+    /// queue of writes stay in GPU memory, and are not among the ones given back.
     pub(super) fn offload_copied(&mut self, at: Tick, copy: u32) -> Option<Copying> {
-        let copying = self.copies.get_mut(copy as usize)?.take()?;
+        let mut copying = self.copies.get_mut(copy as usize)?.take()?;
         let worker = copying.worker;
-        for &(_, id) in &copying.blocks {
-            self.locals[worker as usize].g2.insert(id);
-            self.write(worker, id);
-        }
+        copying.blocks.retain(|&(slot, id)| {
+            let goes = self.locals[worker as usize].stalled.is_empty() && self.pass_on(at, worker, id);
+            if !goes {
+                self.locals[worker as usize].stalled.push_back((slot, id));
+                self.metrics.flow.stalled_blocks += 1;
+            }
+            goes
+        });
         self.pump(at, worker);
         Some(copying)
     }
 
-    fn write(&mut self, worker: u32, id: u64) {
-        if !self.spec.shared_tier || self.stopped || self.stored.contains_key(&id) || self.writing.contains(&id) {
-            return;
+    /// A block goes from the copy to host memory and further, unless there is no room in the queue and policy is to
+    /// wait for some.
+    fn pass_on(&mut self, at: Tick, worker: u32, id: u64) -> bool {
+        if self.spec.queue_full == QueueFull::Stall && self.queue_is_full(worker) && !self.over {
+            return false;
         }
-        let most = self.spec.put_queue_blocks as usize * usize::from(self.target.shape().ranks);
-        if self.target.writes_waiting(worker) >= most {
-            self.metrics.skipped_blocks += 1;
-            return;
-        }
-        self.writing.insert(id);
-        self.target.store(worker, id);
+        self.keep_in_host(at, worker, id);
+        self.write_through(at, worker, id);
+        true
     }
 
-    /// Gives up the writes that were not begun.
-    pub(super) fn drop_writes(&mut self) {
-        let (broken, silent) = self.target.drop_stores();
-        self.metrics.unwritten_blocks += broken;
-        for id in silent {
-            self.writing.remove(&id);
+    /// Room may have appeared in a worker's queue of writes: blocks that waited for it in GPU memory go on.
+    pub(super) fn resume_stalled(&mut self, at: Tick, worker: u32) {
+        while let Some(&(slot, id)) = self.locals[worker as usize].stalled.front() {
+            if !self.pass_on(at, worker, id) {
+                return;
+            }
+            self.locals[worker as usize].stalled.pop_front();
+            self.unpins.push((worker, slot));
         }
-    }
-
-    /// A write came back. The target holds a block when all its objects are written.
-    pub(super) fn store_landed(&mut self, landed: &Landed) {
-        let Some(answer) = landed.block else { return };
-        if answer == Answer::Good {
-            self.stored.insert(landed.id, false);
-        }
-        self.writing.remove(&landed.id);
     }
 }
