@@ -50,16 +50,35 @@ struct OperationCounts {
     durations: [AtomicU64; BUCKETS_US.len()],
 }
 
+/// How a request came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wire {
+    S3,
+    Kv,
+}
+
+impl Wire {
+    const ALL: [Self; 2] = [Self::S3, Self::Kv];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::S3 => "s3",
+            Self::Kv => "kv",
+        }
+    }
+}
+
 /// One core's counters.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
-    operations: [OperationCounts; Operation::ALL.len()],
+    wires: [[OperationCounts; Operation::ALL.len()]; Wire::ALL.len()],
     pub(crate) connections: AtomicU64,
 }
 
 /// One request, served.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Served {
+    pub(crate) wire: Wire,
     pub(crate) operation: Operation,
     pub(crate) status: u16,
     pub(crate) bytes_in: u64,
@@ -71,7 +90,7 @@ pub(crate) struct Served {
 
 impl Counts {
     pub(crate) fn add(&self, served: &Served) {
-        let counts = &self.operations[served.operation as usize];
+        let counts = &self.wires[served.wire as usize][served.operation as usize];
         let class = usize::from(served.status / 100).clamp(1, 5) - 1;
         counts.by_status[class].fetch_add(1, Relaxed);
         counts.bytes_in.fetch_add(served.bytes_in, Relaxed);
@@ -84,7 +103,7 @@ impl Counts {
 }
 
 /// All cores' counters as Prometheus text.
-pub(crate) fn prometheus(cores: &[Arc<Counts>], usage: Usage) -> String {
+pub(crate) fn prometheus(cores: &[Arc<Counts>], usage: Usage, evicted: u64) -> String {
     let sum = |pick: &dyn Fn(&Counts) -> &AtomicU64| cores.iter().map(|core| pick(core).load(Relaxed)).sum::<u64>();
     let mut out = String::new();
     let mut family = |name: &str, kind: &str, help: &str, lines: String| {
@@ -94,24 +113,25 @@ pub(crate) fn prometheus(cores: &[Arc<Counts>], usage: Usage) -> String {
     let mut requests = String::new();
     let mut bytes = String::new();
     let mut durations = String::new();
-    for operation in Operation::ALL {
-        let (i, op) = (operation as usize, operation.name());
-        let labels = format!("wire=\"s3\",op=\"{op}\"");
+    let all = Wire::ALL.into_iter().flat_map(|wire| Operation::ALL.map(|operation| (wire, operation)));
+    for (wire, operation) in all {
+        let (w, i) = (wire as usize, operation as usize);
+        let labels = format!("wire=\"{}\",op=\"{}\"", wire.name(), operation.name());
         for class in 0..5 {
-            let count = sum(&|core| &core.operations[i].by_status[class]);
+            let count = sum(&|core| &core.wires[w][i].by_status[class]);
             let _ = writeln!(requests, "gpufeed_requests_total{{{labels},status=\"{}xx\"}} {count}", class + 1);
         }
-        let received = sum(&|core| &core.operations[i].bytes_in);
-        let sent = sum(&|core| &core.operations[i].bytes_out);
+        let received = sum(&|core| &core.wires[w][i].bytes_in);
+        let sent = sum(&|core| &core.wires[w][i].bytes_out);
         let _ = writeln!(bytes, "gpufeed_body_bytes_total{{{labels},direction=\"in\"}} {received}");
         let _ = writeln!(bytes, "gpufeed_body_bytes_total{{{labels},direction=\"out\"}} {sent}");
         let mut count = 0;
         for (bucket, bound) in BUCKETS_US.iter().enumerate() {
-            count += sum(&|core| &core.operations[i].durations[bucket]);
+            count += sum(&|core| &core.wires[w][i].durations[bucket]);
             let le = if *bound == u64::MAX { "+Inf".to_owned() } else { (*bound as f64 / 1e6).to_string() };
             let _ = writeln!(durations, "gpufeed_request_duration_seconds_bucket{{{labels},le=\"{le}\"}} {count}");
         }
-        let seconds = sum(&|core| &core.operations[i].duration_ns) as f64 / 1e9;
+        let seconds = sum(&|core| &core.wires[w][i].duration_ns) as f64 / 1e9;
         let _ = writeln!(durations, "gpufeed_request_duration_seconds_sum{{{labels}}} {seconds}");
         let _ = writeln!(durations, "gpufeed_request_duration_seconds_count{{{labels}}} {count}");
     }
@@ -128,6 +148,8 @@ pub(crate) fn prometheus(cores: &[Arc<Counts>], usage: Usage) -> String {
     family("gpufeed_connections", "gauge", "Connections open.", gauge("gpufeed_connections", connections));
     family("gpufeed_objects", "gauge", "Objects stored.", gauge("gpufeed_objects", usage.objects));
     family("gpufeed_held_bytes", "gauge", "Bytes held.", gauge("gpufeed_held_bytes", usage.held_bytes));
+    let evictions = gauge("gpufeed_evicted_blocks_total", evicted);
+    family("gpufeed_evicted_blocks_total", "counter", "KV blocks evicted for want of room.", evictions);
     let capacity = gauge("gpufeed_capacity_bytes", usage.capacity_bytes);
     family("gpufeed_capacity_bytes", "gauge", "Bytes that may be held.", capacity);
     out
@@ -230,7 +252,7 @@ impl Log {
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let line = Line {
             time_unix_ns: nanos(now.saturating_sub(served.duration)),
-            wire: "s3",
+            wire: served.wire.name(),
             op: served.operation.name(),
             bucket: &request.bucket,
             key: &request.key,
@@ -286,6 +308,7 @@ mod tests {
     #[test]
     fn buckets_are_cumulative_and_sums_are_over_cores() {
         let served = |micros| Served {
+            wire: Wire::S3,
             operation: Operation::Get,
             status: 206,
             bytes_in: 0,
@@ -297,7 +320,7 @@ mod tests {
         cores[0].add(&served(50));
         cores[0].add(&served(51));
         cores[1].add(&served(100_000_000));
-        let text = prometheus(&cores, Usage::default());
+        let text = prometheus(&cores, Usage::default(), 0);
         let has = |line: &str| assert!(text.lines().any(|found| found == line), "no {line} in {text}");
         has("gpufeed_requests_total{wire=\"s3\",op=\"get\",status=\"2xx\"} 3");
         has("gpufeed_body_bytes_total{wire=\"s3\",op=\"get\",direction=\"out\"} 30");

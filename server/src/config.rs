@@ -133,6 +133,10 @@ impl Default for Limits {
 pub struct Config {
     /// Where S3 is served; port 0 takes a free one.
     pub s3: SocketAddr,
+    /// Where the KV block protocol is served, if at all; port 0 takes a free one.
+    pub kv: Option<SocketAddr>,
+    /// How long a lease on a KV block lasts.
+    pub kv_lease: Duration,
     /// Where `/metrics`, `/healthz` and `/readyz` are served, if at all.
     pub metrics: Option<SocketAddr>,
     /// Who may come in; none means [`DEFAULT_ACCESS_KEY`], on loopback addresses only.
@@ -145,7 +149,7 @@ pub struct Config {
     pub buckets: Vec<String>,
     /// Domains under which buckets are host names (`bucket.domain`).
     pub domains: Vec<String>,
-    /// TLS, if the S3 port speaks it.
+    /// TLS, if the S3 and KV ports speak it.
     pub tls: Option<Tls>,
     /// Processors to serve from, one thread pinned to each; none means all this process may use, not pinned.
     pub cores: Vec<usize>,
@@ -163,6 +167,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             s3: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9000),
+            kv: None,
+            kv_lease: Duration::from_secs(10),
             metrics: None,
             keys: Vec::new(),
             store: StoreKind::Mem { capacity: Bytes(half_of_memory()) },
@@ -213,10 +219,10 @@ impl Config {
     /// # Errors
     /// Default credentials away from loopback, empty or short secrets, a key twice.
     pub fn checked_keys(&self) -> Result<Vec<Key>, ConfigError> {
-        let local = self.s3.ip().is_loopback();
+        let open = [Some(self.s3), self.kv].into_iter().flatten().find(|address| !address.ip().is_loopback());
         if self.keys.is_empty() {
-            if !local {
-                return Err(ConfigError::DefaultCredentials(self.s3));
+            if let Some(open) = open {
+                return Err(ConfigError::DefaultCredentials(open));
             }
             return Ok(vec![Key { access_key: DEFAULT_ACCESS_KEY.into(), secret_key: DEFAULT_SECRET_KEY.into() }]);
         }
@@ -224,8 +230,8 @@ impl Config {
             if key.access_key.is_empty() || key.secret_key.len() < 8 {
                 return Err(ConfigError::WeakKey(key.access_key.clone()));
             }
-            if !local && key.secret_key == DEFAULT_SECRET_KEY {
-                return Err(ConfigError::DefaultCredentials(self.s3));
+            if let Some(open) = open.filter(|_| key.secret_key == DEFAULT_SECRET_KEY) {
+                return Err(ConfigError::DefaultCredentials(open));
             }
             if self.keys[..i].iter().any(|other| other.access_key == key.access_key) {
                 return Err(ConfigError::KeyTwice(key.access_key.clone()));
@@ -264,6 +270,8 @@ mod tests {
         assert!(refused.to_string().starts_with("0.0.0.0:9000 is not a loopback address"), "{refused}");
         assert!(at("192.168.1.2:9000", &[("me", DEFAULT_SECRET_KEY)]).checked_keys().is_err());
         assert!(at("192.168.1.2:9000", &[("me", "a-secret-of-mine")]).checked_keys().is_ok());
+        let inside = Config { kv: Some(([0, 0, 0, 0], 9900).into()), ..at("127.0.0.1:0", &[]) };
+        assert!(inside.checked_keys().is_err(), "the KV port is open to all");
         assert!(at("127.0.0.1:0", &[("me", "")]).checked_keys().is_err());
         assert!(at("127.0.0.1:0", &[("me", "12345678"), ("me", "87654321")]).checked_keys().is_err());
     }

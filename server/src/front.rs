@@ -26,6 +26,7 @@ use crate::books::{self, Counts, Log};
 use crate::config::Limits;
 use crate::connection::{Connection, Watched};
 use crate::inbound::Inbound;
+use crate::kv;
 use crate::operation::Operation;
 use crate::outbound::{BodyFault, Books, Finish, Outbound, Pace, Source};
 use crate::s3::express::Express;
@@ -49,6 +50,7 @@ pub(crate) struct Core<S> {
     pub(crate) waits: Rc<Waits>,
     pub(crate) books: Rc<Books>,
     pub(crate) limits: Limits,
+    pub(crate) kv: Arc<kv::Shared>,
     pub(crate) connections: RefCell<HashMap<u64, Rc<Connection>>>,
     pub(crate) next: Cell<u64>,
     /// Told whenever a connection ends.
@@ -61,7 +63,7 @@ impl<S: Store> Core<S> {
     }
 
     /// Serves a connection until it ends, in a task of its own.
-    pub(crate) fn spawn<F, T>(self: &Rc<Self>, connect: F)
+    pub(crate) fn spawn<F, T>(self: &Rc<Self>, wire: books::Wire, connect: F)
     where
         F: Future<Output = std::io::Result<T>> + 'static,
         T: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -77,7 +79,10 @@ impl<S: Store> Core<S> {
             // Also dropped when the task is aborted.
             let _left = left;
             match connect.await {
-                Ok(stream) => core.serve(stream, watched).await,
+                Ok(stream) => match wire {
+                    books::Wire::S3 => core.serve(stream, watched).await,
+                    books::Wire::Kv => kv::serve(core, stream, watched).await,
+                },
                 Err(error) => tracing::debug!(%error, "a connection could not be set up"),
             }
         });

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame, SizeHint};
 
-use crate::books::{Counts, Log, Request, Served};
+use crate::books::{Counts, Log, Request, Served, Wire};
 use crate::connection::Connection;
 use crate::operation::Operation;
 use crate::store::Reader;
@@ -121,6 +121,7 @@ impl Drop for Finish {
     fn drop(&mut self) {
         self.connection.end();
         let served = Served {
+            wire: Wire::S3,
             operation: self.operation,
             status: self.status,
             bytes_in: self.bytes_in,

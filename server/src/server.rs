@@ -20,11 +20,12 @@ use tokio_rustls::TlsAcceptor;
 use crate::books::{self, Counts, Log, LogSender, LogWriter};
 use crate::config::{Config, ConfigError, Key, Limits, StoreKind, Tls};
 use crate::front::{self, Core};
+use crate::kv;
 use crate::s3::{self, Wire};
 use crate::shape::Shaping;
 use crate::store::mem::MemStore;
 use crate::store::synth::Synth;
-use crate::store::{Store, StoreError, Usage};
+use crate::store::{Store, StoreError};
 use crate::waits::Waits;
 
 /// How often connections are checked for clients that keep them waiting, and log lines are passed on.
@@ -104,6 +105,8 @@ impl Stopper {
 pub struct Running {
     /// Where S3 is served.
     pub s3_addr: SocketAddr,
+    /// Where KV blocks are served, if they are.
+    pub kv_addr: Option<SocketAddr>,
     /// Where metrics are served, if they are.
     pub metrics_addr: Option<SocketAddr>,
     stopper: Stopper,
@@ -178,6 +181,7 @@ impl Server {
 struct Plan<S> {
     store: Arc<S>,
     wire: Arc<Wire<S>>,
+    kv: Arc<kv::Shared>,
     keys: Vec<Key>,
     shaping: Option<Arc<Shaping>>,
     tls: Option<TlsAcceptor>,
@@ -196,10 +200,16 @@ fn start<S: Store>(config: &Config, store: S) -> Result<Running, StartError> {
     }
     let store = Arc::new(store);
     let s3 = listen(config.s3)?;
+    let kv = config.kv.map(listen).transpose()?;
     let metrics = config.metrics.map(listen).transpose()?;
-    let listening = |address| move |source| StartError::Listen { address, source };
-    let s3_addr = s3.local_addr().map_err(listening(config.s3))?;
-    let metrics_addr = metrics.as_ref().map(|metrics| metrics.local_addr().map_err(listening(s3_addr))).transpose()?;
+    let address = |listener: &TcpListener, asked| {
+        listener.local_addr().map_err(|source| StartError::Listen { address: asked, source })
+    };
+    let s3_addr = address(&s3, config.s3)?;
+    let other = |listener: &Option<TcpListener>, asked: Option<SocketAddr>| {
+        listener.as_ref().zip(asked).map(|(listener, asked)| address(listener, asked)).transpose()
+    };
+    let (kv_addr, metrics_addr) = (other(&kv, config.kv)?, other(&metrics, config.metrics)?);
     let (log, sender) = match &config.access_log {
         None => (None, None),
         Some(log) => {
@@ -216,6 +226,7 @@ fn start<S: Store>(config: &Config, store: S) -> Result<Running, StartError> {
     let plan = Arc::new(Plan {
         wire: Arc::new(Wire::new(Arc::clone(&store), config)),
         store,
+        kv: kv::Shared::new(&keys, config.kv_lease),
         keys,
         shaping,
         tls,
@@ -225,7 +236,7 @@ fn start<S: Store>(config: &Config, store: S) -> Result<Running, StartError> {
     });
     let (stage, stages) = watch::channel(Stage::Serving);
     let stopper = Stopper(Arc::new(stage));
-    let mut running = Running { s3_addr, metrics_addr, stopper, threads: Vec::new(), log };
+    let mut running = Running { s3_addr, kv_addr, metrics_addr, stopper, threads: Vec::new(), log };
     let mut handed = Vec::new();
     let mut receivers = Vec::new();
     for _ in &pins {
@@ -233,7 +244,7 @@ fn start<S: Store>(config: &Config, store: S) -> Result<Running, StartError> {
         handed.push(sender);
         receivers.push(receiver);
     }
-    let mut doors = Some(Doors { s3, metrics, handed });
+    let mut doors = Some(Doors { s3, kv, metrics, handed });
     for (index, (pin, streams)) in pins.into_iter().zip(receivers).enumerate() {
         let (plan, stages, doors) = (Arc::clone(&plan), stages.clone(), doors.take());
         // On error, dropping `running` ends the threads started so far.
@@ -299,14 +310,15 @@ fn acceptor(tls: &Tls) -> Result<TlsAcceptor, StartError> {
 /// What the first core holds for all: the listeners, and the way to each core.
 struct Doors {
     s3: TcpListener,
+    kv: Option<TcpListener>,
     metrics: Option<TcpListener>,
-    handed: Vec<mpsc::UnboundedSender<TcpStream>>,
+    handed: Vec<mpsc::UnboundedSender<(books::Wire, TcpStream)>>,
 }
 
 async fn run_core<S: Store>(
     plan: Arc<Plan<S>>,
     index: usize,
-    mut streams: mpsc::UnboundedReceiver<TcpStream>,
+    mut streams: mpsc::UnboundedReceiver<(books::Wire, TcpStream)>,
     doors: Option<Doors>,
     mut stages: watch::Receiver<Stage>,
 ) {
@@ -326,6 +338,7 @@ async fn run_core<S: Store>(
         waits,
         books: Core::<S>::books(&plan.counts[index], plan.log.clone().map(Log::new)),
         limits: plan.limits.clone(),
+        kv: Arc::clone(&plan.kv),
         connections: RefCell::default(),
         next: Cell::new(0),
         ended: tokio::sync::Notify::new(),
@@ -335,12 +348,16 @@ async fn run_core<S: Store>(
         if let Some(metrics) = doors.metrics {
             tokio::task::spawn_local(serve_metrics(metrics, Arc::clone(&plan), stages.clone()));
         }
-        tokio::task::spawn_local(accept(doors.s3, doors.handed, Arc::clone(&plan), stages.clone()));
+        if let Some(kv) = doors.kv {
+            let handed = doors.handed.clone();
+            tokio::task::spawn_local(accept(kv, books::Wire::Kv, handed, Arc::clone(&plan), stages.clone()));
+        }
+        tokio::task::spawn_local(accept(doors.s3, books::Wire::S3, doors.handed, Arc::clone(&plan), stages.clone()));
     }
     let until = loop {
         tokio::select! {
             stream = streams.recv() => match stream {
-                Some(stream) => take_in(&core, &plan, stream),
+                Some((wire, stream)) => take_in(&core, &plan, wire, stream),
                 // The acceptor is gone, which it is only when the server drains.
                 None => break draining(&mut stages).await,
             },
@@ -369,7 +386,7 @@ async fn draining(stages: &mut watch::Receiver<Stage>) -> Instant {
     }
 }
 
-fn take_in<S: Store>(core: &Rc<Core<S>>, plan: &Plan<S>, stream: TcpStream) {
+fn take_in<S: Store>(core: &Rc<Core<S>>, plan: &Plan<S>, wire: books::Wire, stream: TcpStream) {
     let stream = match stream.set_nodelay(true).and_then(|()| tokio::net::TcpStream::from_std(stream)) {
         Ok(stream) => stream,
         Err(error) => {
@@ -378,8 +395,8 @@ fn take_in<S: Store>(core: &Rc<Core<S>>, plan: &Plan<S>, stream: TcpStream) {
         }
     };
     match plan.tls.clone() {
-        None => core.spawn(std::future::ready(Ok(stream))),
-        Some(tls) => core.spawn(async move { tls.accept(stream).await }),
+        None => core.spawn(wire, std::future::ready(Ok(stream))),
+        Some(tls) => core.spawn(wire, async move { tls.accept(stream).await }),
     }
 }
 
@@ -431,7 +448,8 @@ async fn accept_each(
 /// Spreads connections over the cores, each to the one that has fewest.
 fn accept<S: Store>(
     listener: TcpListener,
-    handed: Vec<mpsc::UnboundedSender<TcpStream>>,
+    wire: books::Wire,
+    handed: Vec<mpsc::UnboundedSender<(books::Wire, TcpStream)>>,
     plan: Arc<Plan<S>>,
     stages: watch::Receiver<Stage>,
 ) -> impl Future<Output = ()> {
@@ -440,8 +458,10 @@ fn accept<S: Store>(
     accept_each(listener, stages, move |stream| {
         let open: Vec<u64> = plan.counts.iter().map(|counts| counts.connections.load(Relaxed)).collect();
         if open.iter().sum::<u64>() >= plan.limits.connections as u64 {
-            // A fresh socket's buffer has room for this; if not, the close says it.
-            let _ = stream.try_write(BUSY);
+            if wire == books::Wire::S3 {
+                // A fresh socket's buffer has room for this; if not, the close says it.
+                let _ = stream.try_write(BUSY);
+            }
             return;
         }
         // Of the cores with fewest, the next in turn: several may arrive before a core has counted them.
@@ -450,7 +470,7 @@ fn accept<S: Store>(
         last = core;
         if let Ok(stream) = stream.into_std() {
             // A core that is gone has been reported.
-            let _ = handed[core].send(stream);
+            let _ = handed[core].send((wire, stream));
         }
     })
 }
@@ -463,11 +483,7 @@ fn serve_metrics<S: Store>(
     let stage = stages.clone();
     accept_each(listener, stages, move |stream| {
         let plan = Arc::clone(&plan);
-        let usage = move || -> (Usage, Vec<Arc<Counts>>) { (plan.store.usage(), plan.counts.clone()) };
-        let metrics = move || {
-            let (usage, counts) = usage();
-            books::prometheus(&counts, usage)
-        };
+        let metrics = move || books::prometheus(&plan.counts, plan.store.usage(), plan.kv.blocks.evicted());
         let stage = stage.clone();
         let ready = move || *stage.borrow() == Stage::Serving;
         tokio::task::spawn_local(front::admin(stream, metrics, ready));

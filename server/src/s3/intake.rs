@@ -144,10 +144,7 @@ impl<S: Store> Wire<S> {
             Tag::Md5(hash) => {
                 let digest: [u8; 16] = hash.finalize().into();
                 check_md5(said.md5.as_deref(), &digest)?;
-                match self.etag {
-                    EtagKind::Md5 => Etag::Md5(digest),
-                    EtagKind::Fast => Etag::Fast(u128::from_be_bytes(digest)),
-                }
+                Etag::Md5(digest)
             }
             Tag::Fast(hash) => Etag::Fast(hash.digest128()),
         };

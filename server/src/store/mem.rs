@@ -365,6 +365,10 @@ impl Store for MemStore {
         Usage { objects, held_bytes, capacity_bytes: self.space.capacity }
     }
 
+    fn room(&self) -> (u64, u64) {
+        (self.space.used.load(Ordering::Relaxed), self.space.capacity)
+    }
+
     fn find(&self, bucket: &str, key: &str) -> Result<Arc<Entry<MemBody>>, StoreError> {
         let buckets = read(&self.buckets);
         let bucket = buckets.get(bucket).ok_or_else(|| StoreError::NoSuchBucket(bucket.to_owned()))?;

@@ -138,6 +138,9 @@ pub trait Store: Send + Sync + 'static {
     /// What is in use.
     fn usage(&self) -> Usage;
 
+    /// Bytes held, and bytes that may be: what [`usage`](Self::usage) says of them, at no cost.
+    fn room(&self) -> (u64, u64);
+
     /// The object called `key`.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! The server, driven by the AWS SDK and by plain sockets.
 
 mod errors;
+mod kv;
 mod limits;
 mod listing;
 mod multipart;

@@ -2,7 +2,7 @@
 
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{Limits, Malformed, Status, number};
 
@@ -94,7 +94,7 @@ pub struct Header {
     pub meta_bytes: u32,
     /// Bytes of payload.
     pub payload_bytes: u64,
-    /// XXH3-64 of the payload.
+    /// [`hash`] of the payload.
     pub payload_hash: u64,
     /// See the operations.
     pub argument: u64,
@@ -135,10 +135,10 @@ impl Header {
     }
 }
 
-/// XXH3-64 with seed 0; 0 for nothing.
+/// The lower 64 bits of XXH3-128 with seed 0, which a store that keeps the 128 has at hand; 0 for nothing.
 #[must_use]
 pub fn hash(payload: &[u8]) -> u64 {
-    if payload.is_empty() { 0 } else { xxh3_64(payload) }
+    if payload.is_empty() { 0 } else { xxh3_128(payload) as u64 }
 }
 
 /// Numbers and authenticates the frames of one direction.
