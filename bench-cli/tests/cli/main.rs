@@ -11,5 +11,7 @@ mod plans;
 mod program;
 mod reach;
 mod targets;
+mod tiers;
+mod topology;
 mod traces;
 mod usage;

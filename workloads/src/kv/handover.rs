@@ -46,6 +46,18 @@ impl Handovers {
             turn: 0,
         }
     }
+
+    /// A transfer will not come to its end: the links are free again, unless others queue behind it.
+    fn call_off(&mut self, at: Tick, handover: Handover) {
+        let Some(end) = handover.end else { return };
+        let (out, into) = (handover.from as usize, handover.to as usize);
+        if self.links[out].1 == end {
+            self.links[out].1 = at;
+        }
+        if self.links[into].0 == end {
+            self.links[into].0 = at;
+        }
+    }
 }
 
 impl Kv {
@@ -108,7 +120,10 @@ impl Kv {
     /// The worker that held the KV cache of job `id` has died before it was handed over.
     pub(super) fn recall(&mut self, at: Tick, id: u32) -> Option<Moved> {
         let mut moved = match self.handovers.under_way.remove(&id) {
-            Some(handover) => self.workers[handover.to as usize].forget(at, id, &mut self.tiers),
+            Some(handover) => {
+                self.handovers.call_off(at, handover);
+                self.workers[handover.to as usize].forget(at, id, &mut self.tiers)
+            }
             None => {
                 let waits = self.handovers.homeless.iter().position(|(_, moved)| moved.job().id == id);
                 waits.map(|at| self.handovers.homeless.remove(at).1)
@@ -121,6 +136,7 @@ impl Kv {
     /// The worker that was to decode a job has died before its KV cache came: another one is chosen.
     pub(super) fn resend(&mut self, at: Tick, moved: Moved) {
         if let Some(handover) = self.handovers.under_way.remove(&moved.job().id) {
+            self.handovers.call_off(at, handover);
             self.send(at, handover.from, moved);
         }
     }
