@@ -79,12 +79,6 @@ impl BlockPool {
         self.capacity - self.available()
     }
 
-    /// Blocks that take up room: those with content, and those referenced.
-    #[must_use]
-    pub const fn held(&self) -> usize {
-        self.entries.len() - self.free.len()
-    }
-
     /// Changes whenever room appears.
     #[must_use]
     pub const fn releases(&self) -> u64 {

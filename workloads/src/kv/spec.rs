@@ -6,6 +6,8 @@ use gpufeed_profiles::units::{self, Bytes, BytesPerSec};
 use serde::{Deserialize, Serialize};
 
 use crate::kv::client::RequestShape;
+use crate::kv::estimate::Prior;
+use crate::kv::exchange::Layered;
 use crate::kv::topology::{Outage, RouterWeights, Topology};
 
 /// Which worker gets a request.
@@ -44,6 +46,28 @@ pub enum LoadPolicy {
     /// Where it is expected to take less time than computing.
     #[default]
     BreakEven,
+}
+
+/// Whether prefill begins before the whole prefix is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overlap {
+    /// It waits for the whole prefix; other requests go on meanwhile.
+    #[default]
+    None,
+    /// It begins at once and waits, in each layer, for that layer's part of the prefix; the whole batch waits with it.
+    LayerWise,
+}
+
+impl Overlap {
+    /// The name used in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::LayerWise => "layer-wise",
+        }
+    }
 }
 
 /// How a worker learns what the target holds.
@@ -147,6 +171,19 @@ pub struct KvSpec {
     pub promote: bool,
     /// Whether to load what the target holds.
     pub load: LoadPolicy,
+    /// Whether prefill begins before the whole prefix is loaded.
+    pub overlap: Overlap,
+    /// Layers each read brings where it does.
+    pub layers_per_read: u32,
+    /// A load that takes longer is given up, and what has not come is computed; zero for no limit.
+    #[serde(with = "units::duration")]
+    pub load_timeout: Duration,
+    /// Latency to the first byte expected of the target before the first read; zero for the best there can be.
+    #[serde(with = "units::duration")]
+    pub expected_latency: Duration,
+    /// Bandwidth a worker is expected to get from the target before the first read; the best there can be if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_bytes_per_s: Option<BytesPerSec>,
     /// How a worker learns what the target holds.
     pub exists: Exists,
     /// Objects each worker reads or asks for at once.
@@ -219,6 +256,11 @@ impl Default for KvSpec {
             stage_in_host_memory: false,
             promote: true,
             load: LoadPolicy::default(),
+            overlap: Overlap::default(),
+            layers_per_read: 1,
+            load_timeout: Duration::ZERO,
+            expected_latency: Duration::ZERO,
+            expected_bytes_per_s: None,
             exists: Exists::default(),
             get_in_flight: 16,
             put_in_flight: 16,
@@ -279,6 +321,20 @@ pub enum KvError {
 }
 
 impl KvSpec {
+    /// How a model of `layers` layers is loaded, if not whole.
+    pub(super) fn layered(&self, layers: u32) -> Option<Layered> {
+        let layers_per_read = self.layers_per_read.clamp(1, layers.max(1));
+        (self.overlap == Overlap::LayerWise).then_some(Layered { layers, layers_per_read })
+    }
+
+    /// What is expected of the target before the first read.
+    pub(super) fn prior(&self) -> Prior {
+        Prior {
+            first_byte_ns: self.expected_latency.as_nanos() as f64,
+            ns_per_byte: self.expected_bytes_per_s.map_or(0.0, |rate| 1e9 / rate.0),
+        }
+    }
+
     /// Checks every knob for its range.
     ///
     /// # Errors
@@ -294,6 +350,7 @@ impl KvSpec {
             ("write_after_seen", u64::from(self.write_after_seen)),
             ("put_queue_blocks", u64::from(self.put_queue_blocks)),
             ("block_tokens", u64::from(self.block_tokens)),
+            ("layers_per_read", u64::from(self.layers_per_read)),
             ("g1_blocks", self.g1_blocks.unwrap_or(1)),
         ];
         for (name, value) in positive {

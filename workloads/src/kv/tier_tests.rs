@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::tests::{machine, requests, spec, sums, trace};
 use super::*;
 use crate::driver::drive;
+use crate::machine::Submit;
 use crate::op::{ErrorKind, Key, Verb};
 
 const MS: u64 = 1_000_000;

@@ -1,17 +1,25 @@
 //! The tiers outside GPU memory, seen from the workers: host memory and links of each, one index of the target.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use gpufeed_schema::TierTokens;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
-use crate::inference::{Begin, BlockPool, CostModel, Host, Job, Parts, Reason, Slot};
-use crate::kv::exchange::{Exchange, Shape};
-use crate::kv::loads::{Load, Verdict};
+use crate::inference::{Begin, BlockPool, CostModel, Host, Job, Moved, Parts, Reason, Slot};
+use crate::kv::client::SPACES;
+use crate::kv::drive::Drives;
+use crate::kv::block_map::BlockMap;
+use crate::kv::exchange::{Exchange, Landed, Shape};
+use crate::kv::hindsight::Choice;
+use crate::kv::loads::{Got, Load, Verdict};
 use crate::kv::metrics::Metrics;
+use crate::kv::outbox::Outbox;
 use crate::kv::requests::Requests;
+use crate::kv::shared::{Bound, SharedIndex};
 use crate::kv::spec::KvSpec;
-use crate::op::Tick;
+use crate::machine::Submit;
+use crate::op::{Outcome, Tick};
 
 /// What belongs to one worker.
 #[derive(Debug)]
@@ -21,7 +29,24 @@ pub(super) struct Local {
     /// When its link to GPU memory is free again, each way.
     pub(super) in_free: Tick,
     pub(super) out_free: Tick,
+    /// Blocks that stay in GPU memory until there is room in the queue of writes.
+    pub(super) stalled: VecDeque<(Slot, u64)>,
 }
+
+/// A tier that answers by operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tier {
+    /// The node's drive.
+    G3,
+    /// The target.
+    G4,
+}
+
+/// Key spaces of the target; that of the drives comes after them.
+pub(super) const TARGET_SPACES: u16 = crate::kv::client::SPACES;
+
+/// Marks the operations on drives among the tags.
+const G3_TAG: u64 = 1 << 40;
 
 /// Blocks on their way from GPU to host memory.
 #[derive(Debug)]
@@ -34,10 +59,40 @@ pub(super) struct Copying {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wake {
     Arrival,
-    Ready { worker: u32, request: u32 },
-    Worker { worker: u32 },
-    LoadCopied { worker: u32, job: u32 },
-    OffloadCopied { copy: u32 },
+    Ready {
+        worker: u32,
+        request: u32,
+    },
+    Worker {
+        worker: u32,
+    },
+    LoadCopied {
+        worker: u32,
+        job: u32,
+    },
+    /// A load has taken as long as it may.
+    LoadOverdue {
+        worker: u32,
+        job: u32,
+    },
+    OffloadCopied {
+        copy: u32,
+    },
+    /// A turn of a conversation begins.
+    Turn {
+        request: u32,
+    },
+    /// A worker dies, or is back.
+    Down {
+        outage: u32,
+    },
+    Back {
+        outage: u32,
+    },
+    /// A KV cache is where it is decoded.
+    Transferred {
+        request: u32,
+    },
 }
 
 impl Wake {
@@ -47,7 +102,12 @@ impl Wake {
             Self::Ready { worker, request } => (1, worker, request),
             Self::Worker { worker } => (2, worker, 0),
             Self::LoadCopied { worker, job } => (3, worker, job),
+            Self::LoadOverdue { worker, job } => (96, worker, job),
             Self::OffloadCopied { copy } => (4, 0, copy),
+            Self::Turn { request } => (64, 0, request),
+            Self::Down { outage } => (65, 0, outage),
+            Self::Back { outage } => (66, 0, outage),
+            Self::Transferred { request } => (67, 0, request),
         };
         kind << 56 | u64::from(worker) << 32 | u64::from(number)
     }
@@ -59,6 +119,11 @@ impl Wake {
             1 => Self::Ready { worker, request: number },
             2 => Self::Worker { worker },
             3 => Self::LoadCopied { worker, job: number },
+            96 => Self::LoadOverdue { worker, job: number },
+            64 => Self::Turn { request: number },
+            65 => Self::Down { outage: number },
+            66 => Self::Back { outage: number },
+            67 => Self::Transferred { request: number },
             _ => Self::OffloadCopied { copy: number },
         }
     }
@@ -77,30 +142,43 @@ pub(super) struct Tiers {
     /// Time of one block on a worker's host link.
     pub(super) block_copy_ns: f64,
     pub(super) locals: Vec<Local>,
-    /// Blocks on the target, and whether anyone has read them.
-    pub(super) stored: FxHashMap<u64, bool>,
-    /// Blocks being written.
-    pub(super) writing: FxHashSet<u64>,
+    /// Local drives.
+    pub(super) drives: Drives,
+    /// What the target holds.
+    pub(super) shared: SharedIndex,
     /// What is asked of the target.
     pub(super) target: Exchange,
-    /// The worker that computed a block last.
-    computed: FxHashMap<u64, u32>,
+    /// How long a look-up or a load protects a block, in the model's time.
+    pub(super) lease_ns: u64,
+    /// Prompts that contained each block; kept where writes are selective.
+    pub(super) seen: FxHashMap<u64, u32>,
+    /// Blocks to be offloaded again from GPU memory, and slots there to be given back: for the machine to act upon.
+    pub(super) rewrites: Vec<(u32, u64)>,
+    pub(super) unpins: Vec<(u32, Slot)>,
+    /// The worker that computed a block last, by the low half of its number.
+    computed: BlockMap<u16>,
     pub(super) loads: FxHashMap<u32, Load>,
     pub(super) verdicts: FxHashMap<u32, Verdict>,
-    /// Blocks a job got from host memory and from the target.
-    pub(super) got: FxHashMap<u32, (u64, u64)>,
+    /// What jobs compute though the target holds it.
+    pub(super) foregone: FxHashMap<u32, Choice>,
+    /// When each group of layers of a job that came layer by layer is in GPU memory, until its worker is told.
+    pub(super) layers: FxHashMap<u32, Vec<Tick>>,
+    /// Blocks a job got from each tier.
+    pub(super) got: FxHashMap<u32, Got>,
     pub(super) copies: Vec<Option<Copying>>,
     pub(super) open_copy: Option<(Tick, Copying)>,
     pub(super) metrics: Metrics,
-    /// Mean duration of a read of late (exponential, 1/16), zero before the first.
-    pub(super) read_ns: f64,
     pub(super) unfinished: u64,
     pub(super) stopped: bool,
+    /// Everybody is served: nothing more is written.
+    pub(super) over: bool,
     pub(super) wakes: Vec<(Tick, Wake)>,
+    /// What workers say about requests that go on elsewhere, for the machine to act upon.
+    pub(super) outbox: Outbox,
 }
 
 impl Tiers {
-    pub(super) fn new(spec: KvSpec, cost: Arc<CostModel>, requests: Arc<Requests>) -> Self {
+    pub(super) fn new(mut spec: KvSpec, cost: Arc<CostModel>, requests: Arc<Requests>) -> Self {
         let block_bytes = cost.block_bytes(requests.block_tokens());
         let ranks = if spec.per_rank { cost.tp.clamp(1, 1024) as u16 } else { 1 };
         let rank_bytes = if spec.per_rank {
@@ -109,33 +187,64 @@ impl Tiers {
             block_bytes as f64
         };
         let g2_blocks = (spec.g2_bytes.0 / block_bytes.max(1)) as usize;
-        let local = |_| Local { g2: BlockPool::new(g2_blocks), in_free: Tick::ZERO, out_free: Tick::ZERO };
+        let local = |_| Local {
+            g2: BlockPool::new(g2_blocks),
+            in_free: Tick::ZERO,
+            out_free: Tick::ZERO,
+            stalled: VecDeque::new(),
+        };
         let shape = Shape {
+            space: 0,
+            workers_of_place: 0,
             ranks,
             object_bytes: ((rank_bytes * spec.bytes_scale).round() as u64).max(1),
             read_limit: spec.get_in_flight,
             write_limit: spec.put_in_flight,
         };
+        let stored_bytes = shape.object_bytes * u64::from(ranks);
+        let bound = spec.g4_bytes.map(|bytes| Bound {
+            blocks: bytes.0 / stored_bytes,
+            above_ratio: spec.g4_evict_above_ratio,
+            frees_ratio: spec.g4_evict_ratio,
+        });
+        spec.shared_tier &= bound.is_none_or(|bound| bound.blocks > 0);
+        let lease_ns = (spec.lease.as_nanos() as f64 * spec.time_scale).round() as u64;
+        let drives = Drives::new(
+            (spec.g3_bytes.0 / stored_bytes) as usize,
+            spec.workers,
+            spec.g3_workers,
+            Shape { space: SPACES, read_limit: spec.g3_in_flight, write_limit: spec.g3_in_flight, ..shape },
+            spec.layered(cost.layers),
+        );
         let resident = cost.kv_bytes_per_token_rank * f64::from(cost.tp) * requests.block_tokens() as f64;
         Self {
             origin: Tick::ZERO,
             looked_up: vec![false; requests.list().len()],
             block_copy_ns: cost.copy_ns(resident) * spec.time_scale,
             locals: (0..spec.workers).map(local).collect(),
-            stored: FxHashMap::default(),
-            writing: FxHashSet::default(),
-            target: Exchange::new(shape, spec.workers),
-            computed: FxHashMap::default(),
+            drives,
+            shared: SharedIndex::new(bound, lease_ns),
+            lease_ns,
+            seen: FxHashMap::default(),
+            rewrites: Vec::new(),
+            unpins: Vec::new(),
+            target: Exchange::new(shape, spec.workers)
+                .speaking(spec.shape.clone())
+                .reading(spec.layered(cost.layers), spec.prior()),
+            computed: BlockMap::default(),
             loads: FxHashMap::default(),
             verdicts: FxHashMap::default(),
+            foregone: FxHashMap::default(),
+            layers: FxHashMap::default(),
             got: FxHashMap::default(),
             copies: Vec::new(),
             open_copy: None,
             metrics: Metrics::new(&spec, Tick::ZERO),
-            read_ns: 0.0,
             unfinished: 0,
             stopped: false,
+            over: false,
             wakes: Vec::new(),
+            outbox: Outbox::default(),
             spec,
             cost,
             requests,
@@ -144,6 +253,9 @@ impl Tiers {
 
     /// When a request arrives: an absolute deadline.
     pub(super) fn arrival(&self, request: usize) -> Tick {
+        if let Some(start) = self.outbox.starts.get(&(request as u32)) {
+            return *start;
+        }
         let at_ns = self.requests.list()[request].at_ns;
         let factor = self.spec.time_scale / self.spec.rate_scale;
         Tick(self.origin.0 + if factor == 1.0 { at_ns } else { (at_ns as f64 * factor).round() as u64 })
@@ -153,17 +265,34 @@ impl Tiers {
     pub(super) fn pump(&mut self, now: Tick, worker: u32) {
         if !self.stopped {
             self.target.pump(now, worker);
+            self.drives.exchange.pump(now, worker);
+        }
+    }
+
+    /// The operations to submit.
+    pub(super) fn submits(&mut self) -> impl Iterator<Item = Submit> {
+        let near = self.drives.exchange.submits().map(|submit| Submit { tag: submit.tag | G3_TAG, ..submit });
+        self.target.submits().chain(near)
+    }
+
+    /// Takes an operation out of flight.
+    pub(super) fn landed(&mut self, tag: u64, outcome: &Outcome) -> Option<(Tier, Landed)> {
+        if tag & G3_TAG == 0 {
+            Some((Tier::G4, self.target.landed(tag, outcome)?))
+        } else {
+            Some((Tier::G3, self.drives.exchange.landed(tag ^ G3_TAG, outcome)?))
         }
     }
 
     /// Whether no operation is in flight.
     pub(super) fn none_in_flight(&self) -> bool {
-        self.target.none_in_flight()
+        self.target.none_in_flight() && self.drives.exchange.none_in_flight()
     }
 
     /// Whether nothing is in flight, queued or being copied.
     pub(super) fn quiet(&self) -> bool {
-        self.target.quiet() && self.copies.iter().all(Option::is_none) && self.open_copy.is_none()
+        let quiet = self.target.quiet() && self.drives.exchange.quiet();
+        quiet && self.copies.iter().all(Option::is_none) && self.open_copy.is_none()
     }
 
     /// Blocks of `ids` that `worker` has in host memory, after `held` that it has in GPU memory.
@@ -180,26 +309,34 @@ impl Host for Tiers {
     fn recompute(&mut self, worker: u32, job: &Job, index: usize) -> Option<Reason> {
         let id = job.blocks[index];
         let by = *self.computed.get(&id)?;
-        if let Some(verdict) = self.verdicts.get(&job.id).filter(|verdict| verdict.blocks.contains(&index)) {
-            return Some(verdict.reason);
+        if let Some(verdict) = self.verdicts.get(&job.id) {
+            if verdict.blocks.contains(&index) {
+                return Some(verdict.reason);
+            }
+            // All of the prompt was to be had; its last block would have been computed whatever was decided.
+            if index == verdict.blocks.end && index as u64 == (job.prompt_tokens - 1) / self.requests.block_tokens() {
+                return Some(Reason::Tail);
+            }
         }
-        let here = self.locals[worker as usize].g2.contains(id) || self.stored.contains_key(&id);
+        let near = self.locals[worker as usize].g2.contains(id) || self.drives.contains(worker, id);
+        let here = near || self.shared.contains(id);
         Some(if here {
             Reason::Hole
-        } else if by != worker || self.writing.contains(&id) {
+        } else if by != worker as u16 || self.shared.writes(id) {
             Reason::Elsewhere
         } else {
             Reason::Evicted
         })
     }
 
-    fn prefill(&mut self, _: Tick, _: u32, job: &Job, cached: u64, again: bool) {
-        let (g2, g4) = self.got.remove(&job.id).unwrap_or_default();
+    fn prefill(&mut self, at: Tick, _: u32, job: &Job, cached: u64, again: bool) {
+        let Got { g2, g3, g4 } = self.got.remove(&job.id).unwrap_or_default();
+        self.resumed(at, job, cached, g4 * self.requests.block_tokens());
         if !again {
             let tokens = self.requests.block_tokens();
-            let (g2, g4) = (g2 * tokens, g4 * tokens);
-            let g1 = cached.saturating_sub(g2 + g4);
-            let hits = TierTokens { g1, g2, g4, miss: job.prompt_tokens.saturating_sub(cached), ..Default::default() };
+            let (g2, g3, g4) = (g2 * tokens, g3 * tokens, g4 * tokens);
+            let g1 = cached.saturating_sub(g2 + g3 + g4);
+            let hits = TierTokens { g1, g2, g3, g4, miss: job.prompt_tokens.saturating_sub(cached) };
             self.metrics.prefill(job, hits);
         }
     }
@@ -210,7 +347,7 @@ impl Host for Tiers {
 
     fn completed(&mut self, at: Tick, worker: u32, job: &Job, index: usize, slot: Slot) -> bool {
         let id = job.blocks[index];
-        self.computed.insert(id, worker);
+        self.computed.insert(id, worker as u16);
         self.offload(at, worker, id, slot)
     }
 
@@ -223,17 +360,28 @@ impl Host for Tiers {
     }
 
     fn first_token(&mut self, at: Tick, _: u32, job: &Job, parts: &Parts) {
+        self.judge_computed(at, job.id);
         self.metrics.first_token(at, job, parts);
+    }
+
+    fn prefilled(&mut self, at: Tick, worker: u32, moved: Moved) {
+        self.outbox.prefilled.push((at, worker, moved));
+    }
+
+    fn reserved(&mut self, at: Tick, worker: u32, job: &Job, tokens: u64) {
+        self.outbox.reserved.push((at, worker, job.id, tokens));
     }
 
     fn finished(&mut self, at: Tick, _: u32, job: &Job, first: Tick) {
         self.unfinished -= 1;
+        self.outbox.ended.push((at, job.id));
         self.verdicts.remove(&job.id);
         self.metrics.finished(at, job, first);
     }
 
-    fn refused(&mut self, _: Tick, _: u32, job: &Job) {
+    fn refused(&mut self, at: Tick, _: u32, job: &Job) {
         self.unfinished -= 1;
+        self.outbox.ended.push((at, job.id));
         self.metrics.refused(job);
     }
 }
