@@ -3,10 +3,12 @@
 //! One definition for every virtual driver: the event heap of the engine, the baselines of a run, and capacity plans.
 
 mod measured;
+mod present;
 
 use gpufeed_profiles::storage::{Fault, Shape, ShapedOp, Shaper};
 
 pub use measured::{MeasuredStorage, Measurements, Transfers};
+pub use present::Present;
 
 use crate::op::{ErrorKind, Op, Tick, Verb};
 

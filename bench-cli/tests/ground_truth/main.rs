@@ -18,6 +18,7 @@
 mod caps;
 mod faults;
 mod kv;
+mod kv_clients;
 mod latency;
 mod nightly;
 mod stall;

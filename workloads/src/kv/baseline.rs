@@ -8,7 +8,7 @@ use gpufeed_schema::{Baseline, Kv as KvSection};
 
 use crate::inference::CostModel;
 use crate::kv::spec::{Exists, KvError, KvSpec, LoadPolicy};
-use crate::kv::{Kv, Requests, play};
+use crate::kv::{Kv, RequestShape, Requests, play};
 use crate::op::Tick;
 use crate::storage::{Instant, Storage};
 
@@ -53,6 +53,7 @@ pub fn baseline(
         BaselineKind::IdealStorage => {
             spec.shared_tier = true;
             spec.exists = Exists::Index;
+            spec.shape = RequestShape::default();
             spec.load = LoadPolicy::BreakEven;
         }
     }

@@ -7,7 +7,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use crate::kv::Kv;
 use crate::machine::{Actions, Event, Machine, Submit};
 use crate::op::{Carrier, Op, Outcome, Tick, Verb};
-use crate::storage::{Answer, Storage, payload_bytes};
+use crate::storage::{Answer, Present, Storage, payload_bytes};
 
 /// Payload that storage moved, by second of virtual time.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -119,7 +119,7 @@ impl<S: Storage> Desk<S> {
 pub fn play<S: Storage>(machine: &mut Kv, storage: S, measure: Tick, stop: Option<Tick>) -> Tick {
     let mut out = Actions::default();
     let mut wakes: BinaryHeap<Reverse<(Tick, u64, u64)>> = BinaryHeap::new();
-    let mut desk = Desk::new(storage);
+    let mut desk = Desk::new(Present::new(storage));
     let (mut now, mut order) = (Tick::ZERO, 0u64);
     let mut measure = (measure > now).then_some(measure);
     machine.step(now, Event::Start, &mut out);

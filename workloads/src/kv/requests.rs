@@ -131,6 +131,17 @@ impl Requests {
         self.trace_tokens
     }
 
+    /// Sizes of blocks, here and in the trace, for the report.
+    #[must_use]
+    pub fn blocks_in_words(&self) -> String {
+        let tokens = self.block_tokens;
+        match self.trace_tokens {
+            None => format!("{tokens} tokens, made up: the trace has no block ids, so nothing is shared"),
+            Some(trace) if trace == tokens => format!("{tokens} tokens, as in the trace"),
+            Some(trace) => format!("{tokens} tokens, derived: the trace has blocks of {trace}"),
+        }
+    }
+
     /// Whether the trace had no block ids, so that no request shares anything with another.
     #[must_use]
     pub const fn synthetic(&self) -> bool {
@@ -241,4 +252,96 @@ fn continuations(trace: &Trace, output: OutputBlocks, tokens: u64, synthetic: bo
         seen.extend(ids);
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::trace::{Format, Record};
+
+    /// Requests of (arrival, prompt tokens, output tokens, ids), in blocks of `tokens`.
+    fn trace(tokens: u32, list: &[(u64, u32, u32, Vec<u64>)]) -> Trace {
+        let records = list.iter().map(|(at, input, output, ids)| {
+            Ok(Record {
+                stamp_ns: Some(*at as i64),
+                input_tokens: *input,
+                output_tokens: *output,
+                blocks: ids.clone(),
+                ..Record::default()
+            })
+        });
+        Trace::from_records(Format::Mooncake, records, Some(tokens)).expect("valid records")
+    }
+
+    fn blocks(requests: &Requests, i: usize) -> Vec<u64> {
+        requests.blocks(&requests.list()[i]).into_owned()
+    }
+
+    fn prefix(a: &[u64], b: &[u64]) -> usize {
+        a.iter().zip(b).take_while(|(a, b)| a == b).count()
+    }
+
+    #[test]
+    fn blocks_of_the_traces_size_keep_their_identities() {
+        let list = [(0, 1200, 1, vec![1, 2, 3]), (1, 1024, 1, vec![1, 2])];
+        let requests = Requests::from_trace(&trace(512, &list), OutputBlocks::None, 512);
+        assert_eq!((blocks(&requests, 0), blocks(&requests, 1)), (vec![1, 2], vec![1, 2]));
+        assert_eq!(requests.blocks_in_words(), "512 tokens, as in the trace");
+    }
+
+    #[test]
+    fn small_blocks_cut_those_of_the_trace_to_pieces() {
+        // The third prompt differs from the first in its last block, which is not full.
+        let list = [(0, 1200, 1, vec![1, 2, 3]), (1, 1024, 1, vec![1, 2]), (2, 1200, 1, vec![1, 2, 4])];
+        let requests = Requests::from_trace(&trace(512, &list), OutputBlocks::None, 16);
+        let [first, second, third] = [0, 1, 2].map(|i| blocks(&requests, i));
+        assert_eq!((first.len(), second.len(), third.len()), (75, 64, 75), "⌊1200 / 16⌋: the rest is never stored");
+        assert_eq!((prefix(&first, &second), prefix(&first, &third)), (64, 64));
+        assert_eq!(first.iter().collect::<FxHashSet<_>>().len(), 75, "each piece is another block");
+        assert_eq!(requests.list()[0].prompt_blocks, 75);
+        assert_eq!(requests.blocks_in_words(), "16 tokens, derived: the trace has blocks of 512");
+    }
+
+    #[test]
+    fn large_blocks_join_those_of_the_trace() {
+        let list = [(0, 160, 1, (1..=10).collect()), (1, 160, 1, vec![1, 2, 3, 4, 5, 6, 7, 18, 19, 20])];
+        let requests = Requests::from_trace(&trace(16, &list), OutputBlocks::None, 64);
+        let (first, second) = (blocks(&requests, 0), blocks(&requests, 1));
+        assert_eq!((first.len(), second.len(), prefix(&first, &second)), (2, 2, 1), "four to one, and 32 tokens left");
+    }
+
+    #[test]
+    fn answers_are_known_to_the_piece() {
+        // The second prompt is the first's 600 tokens, its answer of 301, and more: 900 tokens were computed.
+        let list = [(0, 600, 301, vec![1, 2]), (1, 1536, 1, vec![1, 3, 4])];
+        for (size, prompt, all) in [(512, 1, 1), (100, 6, 9), (16, 37, 56)] {
+            let requests = Requests::from_trace(&trace(512, &list), OutputBlocks::Infer, size);
+            let (first, second) = (blocks(&requests, 0), blocks(&requests, 1));
+            assert_eq!((requests.list()[0].prompt_blocks, first.len()), (prompt, all), "blocks of {size}");
+            if 512 % size == 0 {
+                assert_eq!(prefix(&first, &second), all, "blocks of {size}");
+            }
+        }
+    }
+
+    proptest! {
+        /// However blocks are cut: two prompts share what they share in the trace, rounded down to whole blocks.
+        #[test]
+        fn shared_prefixes_stay_shared(
+            shared in 0usize..12, own in 1usize..6, of_trace in 1u32..70, of_client in 1u32..140,
+        ) {
+            let ids = |talk: u64| -> Vec<u64> {
+                (0..shared as u64).chain((0..own as u64).map(|i| talk * 1000 + i)).collect()
+            };
+            let tokens = (shared + own) as u32 * of_trace;
+            let list = [(0, tokens, 1, ids(1)), (1, tokens, 1, ids(2))];
+            let requests = Requests::from_trace(&trace(of_trace, &list), OutputBlocks::None, of_client);
+            let (first, second) = (blocks(&requests, 0), blocks(&requests, 1));
+            prop_assert_eq!(first.len() as u32, tokens / of_client);
+            let whole = shared as u32 * of_trace / of_client;
+            prop_assert_eq!(prefix(&first, &second) as u32, whole);
+        }
+    }
 }
