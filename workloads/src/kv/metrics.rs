@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use gpufeed_schema::{Distribution, Kv as Section, KvWire, Latency, Slo, TierTokens, TtftParts};
+use gpufeed_schema::{Distribution, Failover, Kv as Section, KvWire, Latency, Slo, TierFlow, TierTokens, TtftParts};
 use rustc_hash::FxHashSet;
 
 use crate::inference::{Job, Parts, Phase, Reason, Samples};
+use crate::kv::hindsight::Hindsight;
 use crate::kv::spec::KvSpec;
 use crate::op::{Op, Outcome, Tick, Verb};
 
@@ -39,9 +40,13 @@ pub(super) struct Metrics {
     loaded_bytes: u64,
     stored_bytes: u64,
     wire: KvWire,
+    pub(super) failover: Failover,
+    pub(super) transferred_bytes: u64,
+    /// What moved between the tiers.
+    pub(super) flow: TierFlow,
     pub(super) skipped_blocks: u64,
     pub(super) unwritten_blocks: u64,
-    first_bytes: (u64, u64),
+    pub(super) hindsight: Hindsight,
 }
 
 impl Metrics {
@@ -76,9 +81,12 @@ impl Metrics {
             loaded_bytes: 0,
             stored_bytes: 0,
             wire: KvWire::default(),
+            failover: Failover::default(),
+            transferred_bytes: 0,
+            flow: TierFlow::default(),
             skipped_blocks: 0,
             unwritten_blocks: 0,
-            first_bytes: (0, 0),
+            hindsight: Hindsight::new(spec.time_scale),
         }
     }
 
@@ -110,6 +118,16 @@ impl Metrics {
             *bytes += outcome.bytes;
         } else {
             *beside += outcome.bytes;
+        }
+    }
+
+    /// The same of an operation on a drive.
+    pub(super) fn drive(&mut self, op: &Op, outcome: &Outcome, data: bool) {
+        let within = outcome.intended >= self.from && self.until.is_none_or(|until| outcome.intended < until);
+        if within && data && outcome.result.is_ok() {
+            let reads = op.verb == Verb::Get;
+            let bytes = if reads { &mut self.flow.g3_read_bytes } else { &mut self.flow.g3_written_bytes };
+            *bytes += outcome.bytes;
         }
     }
 
@@ -169,11 +187,6 @@ impl Metrics {
         }
     }
 
-    pub(super) fn first_byte(&mut self, ns: u64) {
-        self.first_bytes.0 += ns;
-        self.first_bytes.1 += 1;
-    }
-
     pub(super) fn first_token(&mut self, at: Tick, job: &Job, parts: &Parts) {
         debug_assert_eq!(parts.total(), at.0 - job.arrived.0, "the parts of a TTFT sum to it");
         if self.belongs(job) {
@@ -200,11 +213,6 @@ impl Metrics {
         }
         let met = first.0 - job.arrived.0 <= self.slo.0 && tpot.is_none_or(|tpot| tpot <= self.slo.1);
         self.good += u64::from(met);
-    }
-
-    /// Mean latency to the first byte of the loads so far, zero without any: the `t₀` of break-even.
-    pub(super) fn mean_first_byte_ns(&self) -> f64 {
-        if self.first_bytes.1 == 0 { 0.0 } else { self.first_bytes.0 as f64 / self.first_bytes.1 as f64 }
     }
 
     /// The section, without what only the machine knows (GPU time, break-even, baselines).
@@ -234,6 +242,7 @@ impl Metrics {
                 load: part(Phase::Load),
                 copy: part(Phase::Copy),
                 prefill: part(Phase::Prefill),
+                transfer: part(Phase::Transfer),
             },
             tpot: Latency::of(&self.tpot),
             itl: Latency::of(&self.itl),
@@ -243,8 +252,11 @@ impl Metrics {
             input_tokens_per_s: per_s(self.input_tokens),
             output_tokens_per_s: per_s(self.output_tokens),
             recomputed_tokens: recomputed,
+            failover: (!spec.outages.is_empty()).then_some(self.failover),
+            transferred_bytes: self.transferred_bytes,
             loaded_bytes: self.loaded_bytes,
             stored_bytes: self.stored_bytes,
+            tier_flow: TierFlow { skipped_blocks: self.skipped_blocks, ..self.flow },
             wire: KvWire { object_bytes, ..self.wire },
             ..Section::default()
         }

@@ -5,13 +5,17 @@
 //! emulated (crate module `inference`), storage is real.
 
 mod baseline;
+mod block_map;
 mod capacity;
+mod choice;
 mod client;
 mod dispatch;
 mod drive;
+mod estimate;
 mod exchange;
 mod failover;
 mod handover;
+mod hindsight;
 mod loads;
 mod metrics;
 mod offload;
@@ -27,14 +31,20 @@ mod working_set;
 mod writes;
 
 #[cfg(test)]
+mod accounting_tests;
+#[cfg(test)]
+mod client_tests;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tier_tests;
 #[cfg(test)]
 mod topology_tests;
 
 use std::sync::Arc;
 
 use gpufeed_profiles::units::{Bytes, BytesPerSec, FlopsPerSec};
-use gpufeed_schema::{BreakEven, ClosedOrOpen, GpuPool, Kv as KvSection, Section, TransferRates};
+use gpufeed_schema::{ClosedOrOpen, GpuPool, Kv as KvSection, Section, TransferRates};
 
 pub use baseline::{BaselineKind, Window, baseline, fill_baselines, fill_target_model, headline, useful_ratio};
 pub use capacity::capacity_per_s;
@@ -42,7 +52,7 @@ pub use client::RequestShape;
 pub use play::{Counted, Moved, play};
 pub use requests::{Request, Requests, Turn};
 pub use route::{Candidate, route};
-pub use spec::{Exists, KvError, KvSpec, LoadPolicy, OutputBlocks, QueueFull, Routing, WritePolicy};
+pub use spec::{Exists, KvError, KvSpec, LoadPolicy, Overlap, OutputBlocks, QueueFull, Routing, WritePolicy};
 pub use topology::{Outage, RouterWeights, Topology};
 pub use working_set::WorkingSet;
 
@@ -54,7 +64,7 @@ use crate::kv::loads::Landed;
 use crate::kv::metrics::Metrics;
 use crate::kv::tiers::{Tier, Tiers, Wake};
 use crate::machine::{Actions, Dataset, Event, Machine, Workload};
-use crate::op::{KeyStyle, Names, Op, Outcome, Space, Tick};
+use crate::op::{KeyStyle, Names, Op, Outcome, Space, Tick, Verb};
 use crate::storage::Measurements;
 
 /// The KV-cache workload: one machine with all its workers, since they share routing and tiers.
@@ -153,9 +163,15 @@ impl Kv {
             }
             Wake::LoadCopied { worker, job } if self.tiers.load_copied(at, worker, job) => {
                 let blocks = self.tiers.finish_load(at, job);
-                self.workers[worker as usize].loaded(at, job, blocks, &mut self.tiers);
+                self.in_gpu_memory(at, worker, job, blocks);
             }
             Wake::LoadCopied { .. } => {}
+            Wake::LoadOverdue { worker, job } => {
+                self.workers[worker as usize].advance(at, &mut self.tiers);
+                let landed = self.tiers.load_overdue(at, worker, job);
+                self.hand_on(at, worker, job, landed);
+                self.tiers.pump(at, worker);
+            }
             Wake::OffloadCopied { copy } => {
                 if let Some(copied) = self.tiers.offload_copied(at, copy) {
                     // Tails go first when room is needed, so they are given back first.
@@ -182,25 +198,48 @@ impl Kv {
         }
         let (job, landed) = match exchanged.asked {
             Asked::LookUp { job, index } => (job, self.tiers.look_up_landed(now, job, index, &exchanged)),
-            Asked::Fetch { job, index } => (job, self.tiers.fetch_landed(now, tier, job, index, &exchanged, outcome)),
+            Asked::Fetch { job, index } => (job, self.tiers.fetch_landed(now, tier, job, index, &exchanged)),
             Asked::Store { .. } | Asked::Carry | Asked::Remove => {
                 self.tiers.write_landed(now, tier, &exchanged);
                 (0, Landed::Waiting)
             }
-            Asked::Abandoned { .. } => (0, Landed::Waiting),
+            Asked::Abandoned { .. } => {
+                if exchanged.data && tier == Tier::G4 && op.verb == Verb::Get && self.tiers.metrics.counts(now) {
+                    self.tiers.metrics.hindsight.late(outcome.bytes);
+                }
+                (0, Landed::Waiting)
+            }
         };
         if self.tiers.stopped {
             return;
         }
+        self.hand_on(now, worker, job, landed);
+        self.tiers.resume_stalled(now, worker);
+        self.tiers.pump(now, worker);
+    }
+
+    /// Tells a worker what has become of a job that waits for its prefix.
+    fn hand_on(&mut self, now: Tick, worker: u32, job: u32, landed: Landed) {
         let at = &mut self.workers[worker as usize];
         match landed {
             Landed::Waiting => {}
             Landed::Loading => at.phase(now, job, Phase::Load),
             Landed::Copying => at.phase(now, job, Phase::Copy),
-            Landed::Ready(blocks) => at.loaded(now, job, blocks, &mut self.tiers),
+            Landed::Overlapping(blocks) => at.overlap(now, job, blocks, &mut self.tiers),
+            Landed::Ready(blocks) => self.in_gpu_memory(now, worker, job, blocks),
         }
-        self.tiers.resume_stalled(now, worker);
-        self.tiers.pump(now, worker);
+    }
+
+    /// The first `blocks` blocks of a job are in GPU memory, or will be at moments that are known.
+    fn in_gpu_memory(&mut self, now: Tick, worker: u32, job: u32, blocks: usize) {
+        let at = &mut self.workers[worker as usize];
+        match self.tiers.layers.remove(&job) {
+            Some(parts) => {
+                let landed = self.tiers.per_layer(&parts);
+                at.layers_landed(now, job, blocks, landed, &mut self.tiers);
+            }
+            None => at.loaded(now, job, blocks, &mut self.tiers),
+        }
     }
 
     /// Hands on what the tiers want done, and promises each worker its next wake.
@@ -242,20 +281,6 @@ impl Kv {
         }
     }
 
-    fn break_even(&self) -> Vec<BreakEven> {
-        let (cost, spec) = (&self.tiers.cost, &self.tiers.spec);
-        let first_byte_ns = self.tiers.metrics.mean_first_byte_ns();
-        let block = self.tiers.requests.block_tokens();
-        let sizes =
-            std::iter::successors(Some(block), |tokens| Some(tokens * 2)).take_while(|&k| k <= 131_072.max(block));
-        sizes
-            .map(|tokens| BreakEven {
-                tokens,
-                bytes_per_s: cost.break_even_bytes_per_s(0, tokens, spec.max_num_batched_tokens, first_byte_ns),
-            })
-            .collect()
-    }
-
     fn inputs(&self) -> std::collections::BTreeMap<String, String> {
         let (cost, spec, requests) = (&self.tiers.cost, &self.tiers.spec, &self.tiers.requests);
         let rate = |bytes_per_s: f64| BytesPerSec(bytes_per_s).to_string();
@@ -283,12 +308,15 @@ impl Kv {
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
         .collect();
-        if requests.synthetic() {
-            let note = format!(
-                "{} tokens, made up: the trace has no block ids, so nothing is shared",
-                requests.block_tokens()
-            );
-            inputs.insert("blocks".to_owned(), note);
+        inputs.insert("blocks".to_owned(), requests.blocks_in_words());
+        if !spec.shape.client.is_empty() {
+            inputs.insert("client".to_owned(), spec.shape.client.clone());
+        }
+        let spared = self.tiers.target.spared();
+        for (why, blocks) in [("they were there", spared.present), ("another writer had them", spared.locked)] {
+            if blocks > 0 {
+                inputs.insert(format!("blocks not written, {why}"), blocks.to_string());
+            }
         }
         inputs
     }
@@ -331,7 +359,8 @@ impl Kv {
                 Topology::Aggregated => Vec::new(),
                 Topology::Disaggregated => pools.map(pool).into(),
             },
-            break_even: self.break_even(),
+            break_even: self.tiers.break_even(0),
+            load: self.tiers.loading(),
             inputs: self.inputs(),
             ..self.tiers.metrics.section(spec, window, self.tiers.target.shape().object_bytes)
         }
@@ -379,6 +408,7 @@ impl Kv {
         self.window = Some(now);
         self.measured = Measurements::default();
         self.tiers.metrics = Metrics::new(&self.tiers.spec, now);
+        self.tiers.target.count_anew();
     }
 }
 
