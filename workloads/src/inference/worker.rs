@@ -395,7 +395,9 @@ impl Worker {
     /// Why each block that is not there must be computed, where somebody had computed it before.
     fn find_reasons(&self, sequence: &mut Sequence, host: &mut impl Host) {
         let from = (sequence.computed / self.limits.block_tokens) as usize;
-        let full = ((sequence.goal / self.limits.block_tokens) as usize).min(sequence.job.blocks.len());
+        // What the job itself had needs no identity: blocks of its answer count too.
+        let known = sequence.job.blocks.len().max(sequence.had);
+        let full = ((sequence.goal / self.limits.block_tokens) as usize).min(known);
         let whole = from == sequence.findable(self.limits.block_tokens);
         sequence.reasons_from = from;
         sequence.reasons.clear();

@@ -2,6 +2,7 @@
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::kv::block_map::BlockMap;
 use crate::op::Tick;
 
 /// How large the shared tier may grow, and what happens then (Mooncake Store's rule: above a share of the capacity, the
@@ -29,7 +30,7 @@ pub(super) enum Admission {
 
 /// When a block was used last, whether by a look-up, and whether anybody ever read it: one word, since there may be
 /// hundreds of millions of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 struct Mark(u64);
 
 impl Mark {
@@ -56,7 +57,7 @@ impl Mark {
 /// What the target holds, as far as this run knows.
 #[derive(Debug)]
 pub(super) struct SharedIndex {
-    blocks: FxHashMap<u64, Mark>,
+    blocks: BlockMap<Mark>,
     writing: FxHashSet<u64>,
     deleting: FxHashSet<u64>,
     /// Blocks that loads are reading, and how many do.
@@ -73,7 +74,7 @@ pub(super) struct SharedIndex {
 impl SharedIndex {
     pub(super) fn new(bound: Option<Bound>, lease_ns: u64) -> Self {
         Self {
-            blocks: FxHashMap::default(),
+            blocks: BlockMap::default(),
             writing: FxHashSet::default(),
             deleting: FxHashSet::default(),
             reading: FxHashMap::default(),
@@ -170,10 +171,10 @@ impl SharedIndex {
             return Vec::new();
         }
         let wanted = ((bound.frees_ratio * bound.blocks as f64).ceil() as usize).max(1);
-        let may_go = |(id, mark): (&u64, &Mark)| {
+        let may_go = |(id, mark): (u64, &Mark)| {
             let leased = mark.leased() && mark.used().0.saturating_add(self.lease_ns) > at.0;
             // The identity decides between equals, so that a run is the same every time.
-            (!leased && !self.reading.contains_key(id)).then_some((mark.used(), *id))
+            (!leased && !self.reading.contains_key(&id)).then_some((mark.used(), id))
         };
         let mut idle: Vec<(Tick, u64)> = self.blocks.iter().filter_map(may_go).collect();
         if idle.len() <= wanted {
@@ -191,10 +192,10 @@ impl SharedIndex {
         idle.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// Whether nothing is being written, read or deleted.
+    /// Blocks being written, read and deleted.
     #[cfg(test)]
-    pub(super) fn idle(&self) -> bool {
-        self.writing.is_empty() && self.reading.is_empty() && self.deleting.is_empty()
+    pub(super) fn under_way(&self) -> (usize, usize, usize) {
+        (self.writing.len(), self.reading.len(), self.deleting.len())
     }
 
     /// The target has let go of a block, or failed to: it is no part of the tier either way.
