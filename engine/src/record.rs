@@ -6,7 +6,7 @@
 
 pub mod collector;
 pub mod histogram;
-mod hlog;
+pub mod hlog;
 mod intervals;
 pub mod op_log;
 mod series;

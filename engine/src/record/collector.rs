@@ -207,7 +207,9 @@ impl Collector {
                 self.intervals = None;
                 self.cannot_write("intervals.csv", &error);
             }
-            for (clock, histogram) in [("response", &slot.response), ("service", &slot.service)] {
+            let clocks =
+                [("response", &slot.response), ("service", &slot.service), ("first-byte", &slot.first_byte)];
+            for (clock, histogram) in clocks {
                 // Commas and spaces end a tag.
                 let second = if way.second { "-second" } else { "" };
                 let tag = format!("{}-{}{second}-{clock}", way.verb.name(), way.carrier.name());

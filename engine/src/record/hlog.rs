@@ -8,7 +8,10 @@ use std::time::{Duration, SystemTime};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
+use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
+use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
+
+use crate::record::histogram::{empty, merge};
 
 /// A log being written.
 pub(crate) struct IntervalLog {
@@ -59,12 +62,39 @@ impl IntervalLog {
     }
 }
 
+/// Every interval of a log with its tag, in nanoseconds.
+///
+/// # Errors
+/// When the file cannot be read or is no interval log.
+pub fn read(path: &Path) -> io::Result<Vec<(String, Histogram<u64>)>> {
+    let text = std::fs::read(path)?;
+    let wrong = |error: String| io::Error::new(io::ErrorKind::InvalidData, error);
+    let mut all = Vec::new();
+    let mut deserializer = Deserializer::new();
+    for entry in IntervalLogIterator::new(&text) {
+        let entry = entry.map_err(|error| wrong(format!("{error:?}")))?;
+        let LogEntry::Interval(interval) = entry else { continue };
+        let tag = interval.tag().map(|tag| tag.as_str().to_owned()).unwrap_or_default();
+        let packed =
+            STANDARD.decode(interval.encoded_histogram()).map_err(|error| wrong(format!("{tag}: {error}")))?;
+        let histogram =
+            deserializer.deserialize(&mut &packed[..]).map_err(|error| wrong(format!("{tag}: {error:?}")))?;
+        all.push((tag, histogram));
+    }
+    Ok(all)
+}
+
+/// All intervals of some tags as one histogram.
+#[must_use]
+pub fn merged(intervals: &[(String, Histogram<u64>)], wanted: impl Fn(&str) -> bool) -> Histogram<u64> {
+    let mut all = empty();
+    intervals.iter().filter(|(tag, _)| wanted(tag)).for_each(|(_, histogram)| merge(&mut all, histogram));
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::histogram::empty;
-    use hdrhistogram::serialization::Deserializer;
-    use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 
     #[test]
     fn a_standard_reader_reads_back_every_histogram() {
@@ -100,5 +130,13 @@ mod tests {
             }
         }
         assert_eq!(read, written);
+
+        let again = super::read(&path).expect("reads");
+        assert!(again.iter().all(|(tag, _)| tag == "get-response"));
+        assert_eq!(again.iter().map(|(_, histogram)| histogram.clone()).collect::<Vec<_>>(), written);
+        let all = merged(&again, |tag| tag.starts_with("get"));
+        assert_eq!((all.len(), all.min()), (3000, 1000));
+        std::fs::write(&path, "no log at all").expect("written");
+        assert!(super::read(&path).is_err());
     }
 }
