@@ -35,6 +35,8 @@ mod accounting_tests;
 #[cfg(test)]
 mod client_tests;
 #[cfg(test)]
+mod loading_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tier_tests;
@@ -308,6 +310,7 @@ impl Kv {
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
         .collect();
+        inputs.extend(spec.topology_inputs(requests));
         inputs.insert("blocks".to_owned(), requests.blocks_in_words());
         if !spec.shape.client.is_empty() {
             inputs.insert("client".to_owned(), spec.shape.client.clone());
