@@ -1,5 +1,8 @@
 //! What the user typed: pure syntax. Nothing here is resolved, checked against data, or defaulted from the machine.
 
+mod tiers;
+mod topology;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,8 +11,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use gpufeed_profiles::units::{Bytes, UnitError, parse_duration};
 
 pub use crate::capacity::args::{ItlArgs, PlanArgs, PlanCommand, PlanFormat, ServedArgs, TtftArgs};
-
 pub use crate::search::args::{KneeArgs, KvSearch, OpsSearch, RagSearch, SearchArgs, SearchWorkload, TrainingSearch};
+pub use tiers::{TierArgs, WritePolicyArg};
+pub use topology::{TopologyArg, TopologyArgs, WorkerAt};
 
 fn duration(text: &str) -> Result<Duration, UnitError> {
     parse_duration(text)
@@ -282,18 +286,33 @@ pub struct KvArgs {
     /// Whose request pattern: kvbm, lmcache, mooncake, vllm, hicache, memkv; or a TOML file
     #[arg(long, default_value = "mooncake", help_heading = "Workload")]
     pub client: String,
+    /// Tokens of a block, instead of the client's; the trace is cut anew where its own blocks are of another size
+    #[arg(long, value_name = "TOKENS", help_heading = "Workload")]
+    pub block_tokens: Option<u32>,
     /// Host memory for KV blocks of each worker (tier G2)
     #[arg(long, default_value = "8GiB", help_heading = "Workload")]
     pub host_cache: Bytes,
     /// Load a cached prefix, or compute it again
     #[arg(long, value_enum, default_value_t = LoadPolicyArg::BreakEven, help_heading = "Workload")]
     pub load_policy: LoadPolicyArg,
+    /// Whether prefill begins before the whole prefix is loaded
+    #[arg(long, value_enum, default_value_t = OverlapArg::None, help_heading = "Workload")]
+    pub overlap: OverlapArg,
+    /// With --overlap layer-wise: layers that each ranged read of a block brings
+    #[arg(long, default_value_t = 1, help_heading = "Workload")]
+    pub layers_per_read: u32,
     /// Which worker takes a request
     #[arg(long, value_enum, default_value_t = RoutingArg::KvAware, help_heading = "Workload")]
     pub routing: RoutingArg,
     /// Skip the baselines in virtual time
     #[arg(long, help_heading = "Workload")]
     pub no_baselines: bool,
+    /// Drive, bound of the shared tier, and when blocks are written.
+    #[command(flatten)]
+    pub tiers: TierArgs,
+    /// How workers are laid out, die and are paced.
+    #[command(flatten)]
+    pub topology: TopologyArgs,
 }
 
 /// `gpufeed run rag`.
@@ -383,6 +402,15 @@ pub enum LoadPolicyArg {
     Never,
     /// Load where that is expected to be faster
     BreakEven,
+}
+
+/// Whether prefill begins before the whole prefix is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OverlapArg {
+    /// It waits for the whole prefix, while other requests go on
+    None,
+    /// It begins at once and waits in each layer for that layer's part; the whole batch waits with it
+    LayerWise,
 }
 
 /// Which worker takes a request.

@@ -1,6 +1,7 @@
 //! From what the user typed to what will be done: every default is chosen here, and the target is not touched.
 
 mod inference;
+mod kv_client;
 mod ops;
 mod tiers;
 mod topology;
