@@ -87,7 +87,10 @@ mod tests {
         assert_eq!(parsed, WorkerAt { worker: 2, at: Duration::from_secs(90) });
         for wrong in ["2", "@30s", "2@", "x@30s", "2@soon", "-1@3s"] {
             let error = wrong.parse::<WorkerAt>().expect_err(wrong);
-            assert_eq!(error, format!("`{wrong}` is not WORKER@TIME: write it like 2@30s, with workers counted from 0"));
+            assert_eq!(
+                error,
+                format!("`{wrong}` is not WORKER@TIME: write it like 2@30s, with workers counted from 0")
+            );
         }
     }
 }

@@ -17,9 +17,9 @@ pub(super) fn workers(args: &TopologyArgs, inference: &InferenceArgs) -> anyhow:
     let pools = (args.topology, args.prefill_workers, args.decode_workers);
     match pools {
         (TopologyArg::Aggregated, None, None) => Ok(inference.workers),
-        (TopologyArg::Aggregated, ..) => Err(usage(
-            "--prefill-workers and --decode-workers split the workers: give --topology disaggregated too",
-        )),
+        (TopologyArg::Aggregated, ..) => {
+            Err(usage("--prefill-workers and --decode-workers split the workers: give --topology disaggregated too"))
+        }
         (TopologyArg::Disaggregated, Some(prefill), Some(decode)) if prefill > 0 && decode > 0 => {
             let all = prefill.saturating_add(decode);
             if inference.workers != 1 && inference.workers != all {
@@ -30,9 +30,9 @@ pub(super) fn workers(args: &TopologyArgs, inference: &InferenceArgs) -> anyhow:
             }
             Ok(all)
         }
-        (TopologyArg::Disaggregated, ..) => Err(usage(
-            "--topology disaggregated needs --prefill-workers and --decode-workers, each at least 1",
-        )),
+        (TopologyArg::Disaggregated, ..) => {
+            Err(usage("--topology disaggregated needs --prefill-workers and --decode-workers, each at least 1"))
+        }
     }
 }
 
@@ -42,9 +42,9 @@ pub(super) fn workers(args: &TopologyArgs, inference: &InferenceArgs) -> anyhow:
 /// When a worker does not exist, or comes back without having died.
 pub(super) fn settle(args: &TopologyArgs, gpu: &Gpu, tp: u32, spec: KvSpec) -> anyhow::Result<KvSpec> {
     let workers = spec.workers;
-    for (flag, at) in args.kill_worker.iter().map(|at| ("--kill-worker", at)).chain(
-        args.restart.iter().map(|at| ("--restart", at)),
-    ) {
+    for (flag, at) in
+        args.kill_worker.iter().map(|at| ("--kill-worker", at)).chain(args.restart.iter().map(|at| ("--restart", at)))
+    {
         if at.worker >= workers {
             return Err(usage(format!(
                 "{flag} {}@{:?}: there is no such worker, they count from 0 to {}",
@@ -95,7 +95,9 @@ pub(super) fn pace(load: f64, plan: &mut KvPlan) -> anyhow::Result<String> {
         return Err(usage(format!("--load {load} is no share of the capacity: give one above 0, such as 0.8")));
     }
     if plan.spec.sessions {
-        return Err(usage("--load sets when requests arrive, --sessions lets that depend on answers: give one of them"));
+        return Err(usage(
+            "--load sets when requests arrive, --sessions lets that depend on answers: give one of them",
+        ));
     }
     if plan.spec.rate_scale != 1.0 {
         return Err(usage("--load and --rate-scale both set how fast requests arrive: give one of them"));

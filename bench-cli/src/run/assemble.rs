@@ -8,7 +8,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::calibrate::Ceiling;
 use crate::client::Target;
 use crate::host;
-use crate::plan::{MemberPlan, Plan};
+use crate::plan::{MemberPlan, Plan, SpecPlan};
+use crate::run::matrix;
 use crate::run::member::Outcome;
 
 /// A report in the making.
@@ -24,6 +25,8 @@ pub(super) struct Draft {
     /// With the CPU share of the busiest client core, which decides between equals.
     verdicts: Vec<(Verdict, f64, String)>,
     self_test: bool,
+    /// Members that are part of the table of routing × shared tier, and how they route.
+    matrix: Vec<(usize, &'static str)>,
 }
 
 impl Draft {
@@ -75,6 +78,7 @@ impl Draft {
             server: None,
             verdicts: Vec::new(),
             self_test: plan.target.self_test(),
+            matrix: Vec::new(),
         }
     }
 
@@ -95,6 +99,11 @@ impl Draft {
 
     /// Adds what a member found out.
     pub(super) fn add(&mut self, plan: &MemberPlan, outcome: Outcome) {
+        if let SpecPlan::Kv(kv) = &plan.spec
+            && kv.matrix
+        {
+            self.matrix.push((self.report.members.len(), kv.spec.routing.name()));
+        }
         let Outcome { measured, section, load, server_cpu_ratio, prepared } = outcome;
         let seconds = measured.window.1.since(measured.window.0).as_secs_f64();
         let mut member = Member {
@@ -162,6 +171,7 @@ impl Draft {
         if let Some((verdict, _, detail)) = worst {
             (report.verdict, report.verdict_detail) = (verdict, detail);
         }
+        matrix::fill(&mut report.members, &self.matrix);
         report.claims = claims::check(report, &gpufeed_profiles::claims());
         self.report
     }

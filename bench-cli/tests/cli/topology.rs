@@ -16,7 +16,8 @@ fn partitioned(gpu: &Value) {
 
 /// A trace of conversations in the place, some tens of requests within about eight seconds.
 fn talks(place: &Place) {
-    let set = ["sessions=8", "sessions_per_s=4", "turns=4", "input_tokens=1500", "output_tokens=60", "think_time_s=0.5"];
+    let set =
+        ["sessions=8", "sessions_per_s=4", "turns=4", "input_tokens=1500", "output_tokens=60", "think_time_s=0.5"];
     let set = set.into_iter().flat_map(|change| ["--set", change]).collect::<Vec<_>>();
     place.run(&[&["trace", "synth", "multi-turn", "--out", "t.jsonl"][..], &set].concat()).passed();
 }

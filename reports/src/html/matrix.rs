@@ -81,17 +81,8 @@ pub(super) fn topology(page: &mut String, kv: &Kv) {
                 head.into_iter().chain(ratios.map(percent)).collect()
             })
             .collect();
-        let columns = [
-            "pool",
-            "workers",
-            "prefill",
-            "recompute",
-            "decode",
-            "storage stall",
-            "transfer stall",
-            "no work",
-            "down",
-        ];
+        let columns =
+            ["pool", "workers", "prefill", "recompute", "decode", "storage stall", "transfer stall", "no work", "down"];
         table(page, "GPU time by pool", &columns, &rows);
     }
     if let Some(failover) = &kv.failover {

@@ -7,6 +7,7 @@ use gpufeed_profiles::units::Bytes;
 use gpufeed_schema::{Baseline, Kv as KvSection};
 
 use crate::inference::CostModel;
+use crate::kv::capacity::load_ratio;
 use crate::kv::spec::{Exists, KvError, KvSpec, LoadPolicy};
 use crate::kv::{Kv, RequestShape, Requests, play};
 use crate::op::Tick;
@@ -92,7 +93,7 @@ pub fn fill_baselines(
     let (no_cache, local, ideal) =
         (run(BaselineKind::NoCache)?, run(BaselineKind::Local)?, run(BaselineKind::IdealStorage)?);
     section.gpu.useful_ratio = useful_ratio(section, &ideal);
-    section.load_ratio = load_ratio(&no_cache);
+    section.load_ratio = load_ratio(spec, &no_cache);
     let mut lines = [&no_cache, &local, &ideal].map(headline);
     for (line, section) in lines.iter_mut().zip([&no_cache, &local, &ideal]) {
         line.gpu.useful_ratio = useful_ratio(section, &ideal);
@@ -155,13 +156,3 @@ pub fn useful_ratio(section: &KvSection, ideal: &KvSection) -> Option<f64> {
     Some(busy * (work(section) / work(ideal)) / at_work as f64)
 }
 
-/// Offered load ÷ what the workers can do without a tier: requests that arrived ÷ those that could have been completed
-/// had the workers never been without work. Above one the queue grows as long as the run.
-fn load_ratio(no_cache: &KvSection) -> Option<f64> {
-    let gpu = &no_cache.gpu;
-    let at_work = gpu.total_ns - gpu.no_work_ns;
-    (no_cache.completed > 0 && at_work > 0).then(|| {
-        let capacity = no_cache.completed as f64 * gpu.total_ns as f64 / at_work as f64;
-        no_cache.requests as f64 / capacity
-    })
-}

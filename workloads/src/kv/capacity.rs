@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use gpufeed_schema::GpuTime;
+use gpufeed_schema::{GpuTime, Kv as KvSection};
 
 use crate::inference::CostModel;
 use crate::kv::{BaselineKind, KvError, KvSpec, Requests, Window, baseline};
@@ -19,12 +19,22 @@ const AT_ONCE: f64 = 1e6;
 pub fn capacity_per_s(spec: &KvSpec, cost: &CostModel, requests: &Arc<Requests>) -> Result<f64, KvError> {
     let spec = KvSpec { rate_scale: AT_ONCE, sessions: false, outages: Vec::new(), ..spec.clone() };
     let section = baseline(&spec, cost, requests, BaselineKind::NoCache, Window::default())?;
-    // Worker-seconds of work that one request takes, by pool; each pool has so many workers for them.
-    let per_s = |gpu: &GpuTime, workers: u32| {
-        let at_work_s = (gpu.total_ns - gpu.no_work_ns) as f64 / 1e9;
-        f64::from(workers) * section.completed as f64 / at_work_s
-    };
-    let pools = section.gpu_pools.iter().map(|pool| per_s(&pool.gpu, pool.workers));
-    let slowest = pools.min_by(f64::total_cmp);
-    Ok(slowest.unwrap_or_else(|| per_s(&section.gpu, section.workers)))
+    let window_s = section.gpu.total_ns as f64 / f64::from(section.workers) / 1e9;
+    Ok(section.completed as f64 / busiest_ratio(&section) / window_s)
+}
+
+/// Offered load ÷ what the workers can do without a tier: requests that arrived ÷ those that could have been completed
+/// had the busiest pool never been without work. Above one the queue grows as long as the run. In a closed loop nothing
+/// is offered.
+pub(super) fn load_ratio(spec: &KvSpec, no_cache: &KvSection) -> Option<f64> {
+    let busiest = busiest_ratio(no_cache);
+    (no_cache.completed > 0 && busiest > 0.0 && !spec.sessions)
+        .then(|| no_cache.requests as f64 * busiest / no_cache.completed as f64)
+}
+
+/// Share of its time in which the busiest pool of workers is not without work.
+fn busiest_ratio(section: &KvSection) -> f64 {
+    let at_work = |gpu: &GpuTime| (gpu.total_ns - gpu.no_work_ns) as f64 / gpu.total_ns.max(1) as f64;
+    let pools = section.gpu_pools.iter().map(|pool| at_work(&pool.gpu));
+    pools.max_by(f64::total_cmp).unwrap_or_else(|| at_work(&section.gpu))
 }

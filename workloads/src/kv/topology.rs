@@ -5,6 +5,7 @@ use std::time::Duration;
 use gpufeed_profiles::units;
 use serde::{Deserialize, Serialize};
 
+use crate::kv::Requests;
 use crate::kv::spec::{KvError, KvSpec};
 
 /// Who prefills and who decodes.
@@ -42,6 +43,12 @@ pub struct RouterWeights {
 impl Default for RouterWeights {
     fn default() -> Self {
         Self { prefill: 1.0, g1: 1.0, g2: 0.75, g3: 0.25, g4: 0.5 }
+    }
+}
+
+impl std::fmt::Display for RouterWeights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "prefill {}, credit G1 {}, G2 {}, G3 {}, G4 {}", self.prefill, self.g1, self.g2, self.g3, self.g4)
     }
 }
 
@@ -86,6 +93,27 @@ impl KvSpec {
             Topology::Aggregated => (0..all, 0..all),
             Topology::Disaggregated => (0..prefill, prefill..all),
         }
+    }
+
+    /// What a report says of how workers are laid out, die and are paced.
+    pub(super) fn topology_inputs(&self, requests: &Requests) -> Vec<(String, String)> {
+        let mut inputs = vec![("router weights".to_owned(), self.router.to_string())];
+        if self.topology == Topology::Disaggregated {
+            let (prefill, decode) = self.pools();
+            let text = format!("{} prefill, {} decode", prefill.len(), decode.len());
+            inputs.push(("workers by pool".to_owned(), text));
+            inputs.push(("network per worker, each way".to_owned(), self.transfer_bytes_per_s.to_string()));
+        }
+        for outage in &self.outages {
+            let back = outage.back.map_or("for good".to_owned(), |back| format!("until {back:?}"));
+            inputs.push((format!("worker {} down from {:?}", outage.worker, outage.at), back));
+        }
+        if self.sessions {
+            let turns = requests.list().iter().filter(|request| request.after.is_some()).count();
+            let text = format!("closed loop: {turns} turns wait for the end of the one before and their think time");
+            inputs.push(("conversations".to_owned(), text));
+        }
+        inputs
     }
 
     /// Checks how workers are laid out, and when they die.

@@ -370,6 +370,29 @@ fn load_is_a_share_of_what_the_workers_can_do() {
 }
 
 #[test]
+fn baselines_follow_the_layout() {
+    let list: Vec<_> = (0..24).map(|i| (i * 250, i % 4, 4096, 30)).collect();
+    let list = requests(&list);
+    let died = |spec: KvSpec| KvSpec { outages: vec![outage(0, 2000, Some(3000))], ..spec };
+    for spec in
+        [two(vec![]), pools(1, 1), died(two(vec![])), died(pools(2, 1)), KvSpec { sessions: true, ..pools(1, 1) }]
+    {
+        let mut section = play(&spec, &list, Duration::from_millis(1));
+        fill_baselines(&mut section, &spec, &llama_8b_h100(), &list, Window::default()).expect("a valid run");
+        let all = &section.baselines;
+        for baseline in [&all.no_cache, &all.local, &all.ideal_storage] {
+            let baseline = baseline.as_ref().expect("filled");
+            assert_eq!(baseline.completed, 24);
+            assert_eq!(baseline.gpu.down_ns, section.gpu.down_ns);
+            assert_eq!(baseline.gpu.transfer_stall_ns > 0, spec.topology == Topology::Disaggregated);
+        }
+        assert_eq!(section.load_ratio.is_none(), spec.sessions);
+        let useful = section.gpu.useful_ratio.expect("work was done");
+        assert!(useful > 0.0 && useful < 1.05, "{useful}");
+    }
+}
+
+#[test]
 fn layouts_that_make_no_sense_are_refused_in_words() {
     let error = |spec: KvSpec| spec.check().expect_err("a bad layout").to_string();
     assert_eq!(
@@ -410,6 +433,7 @@ proptest! {
         deaths in prop::collection::vec((0u32..6, 0u64..3000, prop::option::of(1u64..2000)), 0..6),
         cut in prop::option::of(1u64..4 * S), sessions: bool, shared: bool, stat: bool, scale in 1u32..3,
         routing in prop::sample::select(vec![Routing::RoundRobin, Routing::LeastLoaded, Routing::KvAware]),
+        layer_wise: bool,
         faults in prop::collection::vec(0u64..60, 1..40),
     ) {
         let workers = prefill + others;
@@ -430,6 +454,7 @@ proptest! {
             workers, prefill_workers: prefill, outages: outages.clone(), sessions, shared_tier: shared, routing,
             g1_blocks: Some(g1), g2_bytes: Bytes(g2 << 26), time_scale: f64::from(scale),
             exists: if stat { Exists::Stat } else { Exists::Index },
+            overlap: if layer_wise { spec::Overlap::LayerWise } else { spec::Overlap::default() },
             load: LoadPolicy::BreakEven, get_in_flight: 3, put_in_flight: 2,
             transfer_bytes_per_s: BytesPerSec(20e9), ..spec()
         };

@@ -128,6 +128,8 @@ impl Worker {
     pub fn kill(&mut self, now: Tick, host: &mut impl Host) -> Lost {
         let now = self.hear(now);
         self.advance(now, host);
+        // Layers that have not come by now never will.
+        self.close_open(now);
         self.break_off(now, host);
         self.settle(now);
         self.down = true;
@@ -135,6 +137,13 @@ impl Worker {
         let mut lost = Lost::default();
         let begun = self.running.drain(..).chain(self.moves.arrived.drain(..));
         for mut sequence in begun {
+            if self.overlaps.awaits(sequence.job.id) {
+                // Its first chunk had not ended, so that nothing is known of what it found.
+                (sequence.computed, sequence.chunk) = (0, 0);
+                sequence.enter(Phase::Queue, now);
+                lost.requests.push(Moved { sequence, lost_tokens: 0 });
+                continue;
+            }
             let lost_tokens = sequence.computed;
             sequence.start_over(now, Reason::WorkerLost, block_tokens);
             lost.requests.push(Moved { sequence, lost_tokens });
