@@ -2,6 +2,7 @@
 
 mod axis;
 mod canvas;
+pub mod capacity;
 mod chart;
 mod curves;
 mod escape;

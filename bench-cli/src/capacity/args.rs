@@ -35,6 +35,8 @@ pub enum PlanCommand {
     Ttft(TtftArgs),
     /// Time of one decode iteration of a batch
     Itl(ItlArgs),
+    /// A table of virtual runs over one setting or several
+    Sweep(Box<super::sweep::SweepArgs>),
 }
 
 /// What serves the request.
@@ -109,4 +111,6 @@ pub enum PlanFormat {
     Text,
     /// One JSON document and nothing else
     Json,
+    /// A page with charts
+    Html,
 }

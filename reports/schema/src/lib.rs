@@ -3,6 +3,7 @@
 //! Adding a key raises the minor version, renaming or removing one the major version. Key names carry units: `_ns`,
 //! `_s`, `_bytes`, `_bytes_per_s`, `_ratio` (0..1), `_per_s`. A percentile the sample does not support is null.
 
+mod capacity;
 mod latency;
 mod loading;
 mod member;
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use capacity::*;
 pub use latency::{Distribution, LadderStep, Latency, Quantiles, supported};
 pub use loading::{BreakEvenCurve, BreakEvenWrong, Concurrency, Loading, Ratios};
 pub use member::{ClosedOrOpen, Member, Operation, Point, Series};
@@ -59,7 +61,7 @@ pub struct RunReport {
 }
 
 /// The program that wrote a report.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Tool {
     /// `gpufeed`.
     pub name: String,
