@@ -6,12 +6,14 @@ use std::time::Duration;
 use gpufeed_profiles::units::{Bytes, parse_duration};
 use gpufeed_profiles::{Engine, Gpu, Model, Overrides, Sources, source_of};
 use gpufeed_workloads::inference::CostModel;
-use gpufeed_workloads::kv::{KvSpec, LoadPolicy, Routing};
+use gpufeed_workloads::kv::{KvSpec, LoadPolicy, Overlap, Routing};
 use gpufeed_workloads::rag::{IndexPlan, QueryArrivals};
 use gpufeed_workloads::trace::{Kind, Spread, Synth};
 
 use super::{apply, bounded_by_work, kv_client, own_settings, prefix, tiers, timed, topology};
-use crate::args::{InferenceArgs, KvArgs, LoadPolicyArg, RagArgs, RoutingArg, SharedArgs, TierArgs, TopologyArgs};
+use crate::args::{
+    InferenceArgs, KvArgs, LoadPolicyArg, OverlapArg, RagArgs, RoutingArg, SharedArgs, TierArgs, TopologyArgs,
+};
 use crate::exit::{OrUsage, usage};
 use crate::plan::{KvPlan, MemberPlan, RagPlan, RagSpec, SpecPlan, TargetPlan, TracePlan};
 
@@ -125,6 +127,11 @@ pub(super) fn kv(args: &KvArgs, target: &TargetPlan) -> anyhow::Result<MemberPla
             LoadPolicyArg::Never => LoadPolicy::Never,
             LoadPolicyArg::BreakEven => LoadPolicy::BreakEven,
         },
+        overlap: match args.overlap {
+            OverlapArg::None => Overlap::None,
+            OverlapArg::LayerWise => Overlap::LayerWise,
+        },
+        layers_per_read: args.layers_per_read,
         time_scale: args.inference.time_scale,
         rate_scale: args.inference.rate_scale,
         slo_ttft: args.inference.slo_ttft.unwrap_or(KvSpec::default().slo_ttft),
@@ -142,7 +149,8 @@ pub(super) fn kv(args: &KvArgs, target: &TargetPlan) -> anyhow::Result<MemberPla
     let mut scaling = scaling(&args.inference, spec.bytes_scale);
     let sources = served.sources();
     let drive = tiers::drive(&args.tiers, &spec)?;
-    let mut plan = KvPlan { baselines: !args.no_baselines, matrix: false, drive, spec, trace, cost: served.cost, sources };
+    let mut plan =
+        KvPlan { baselines: !args.no_baselines, matrix: false, drive, spec, trace, cost: served.cost, sources };
     if let Some(load) = args.topology.load {
         scaling.push(topology::pace(load, &mut plan)?);
     }
@@ -171,6 +179,8 @@ pub(super) fn quick_kv(shared: &SharedArgs, target: &TargetPlan) -> anyhow::Resu
         client: "mooncake".to_owned(),
         host_cache: Bytes(3 << 29),
         load_policy: LoadPolicyArg::BreakEven,
+        overlap: OverlapArg::None,
+        layers_per_read: 1,
         routing: RoutingArg::LeastLoaded,
         no_baselines: false,
         block_tokens: None,
