@@ -16,18 +16,20 @@ use crate::op::{Condition, ErrorKind, Key, Verb};
 use crate::random::mix;
 use crate::trace::{Format, Record, Trace};
 
-/// Three prompts of four blocks and a bit; the second drives the first out of GPU memory, the third is the first again.
-/// Blocks of a prompt are numbered from 100 × its conversation.
+/// Three prompts of four blocks and a bit; the second drives the first out of GPU memory, the third is the first again. A
+/// fourth without a full block keeps the run going until everything is written. Blocks of a prompt are numbered from
+/// 100 × its conversation.
 fn requests(trace_tokens: u64, block_tokens: u32) -> Arc<Requests> {
-    let records = [(0u64, 1u64), (4000, 2), (8000, 1)].map(|(at_ms, talk)| {
-        Ok(Record {
-            stamp_ns: Some((at_ms * 1_000_000) as i64),
-            input_tokens: 1034,
-            output_tokens: 1,
-            blocks: (0..1034u64.div_ceil(trace_tokens)).map(|i| talk * 100 + i).collect(),
-            ..Record::default()
-        })
-    });
+    let records =
+        [(0u64, 1u64, 1034u64), (4000, 2, 1034), (8000, 1, 1034), (12_000, 3, 50)].map(|(at_ms, talk, tokens)| {
+            Ok(Record {
+                stamp_ns: Some((at_ms * 1_000_000) as i64),
+                input_tokens: tokens as u32,
+                output_tokens: 1,
+                blocks: (0..tokens.div_ceil(trace_tokens)).map(|i| talk * 100 + i).collect(),
+                ..Record::default()
+            })
+        });
     let trace = Trace::from_records(Format::Mooncake, records, Some(trace_tokens as u32)).expect("valid records");
     Arc::new(Requests::from_trace(&trace, OutputBlocks::None, block_tokens))
 }
@@ -268,7 +270,7 @@ proptest! {
             turn += 1;
             kinds.get(usize::from(faults[turn % faults.len()])).copied()
         });
-        prop_assert_eq!(section.completed + section.failed, 3);
+        prop_assert_eq!(section.completed + section.failed, 4);
         let mut locks: BTreeMap<String, i32> = BTreeMap::new();
         for (line, result) in &asked {
             if let Some(key) = line.strip_prefix("put kv/").and_then(|key| key.strip_suffix(".lock")) {
