@@ -44,7 +44,13 @@ pub(super) struct Drives {
 
 impl Drives {
     /// Drives of `blocks` each, one for every `workers_of_node` of `workers` (zero: one for all).
-    pub(super) fn new(blocks: usize, workers: u32, workers_of_node: u32, shape: Shape, layered: Option<Layered>) -> Self {
+    pub(super) fn new(
+        blocks: usize,
+        workers: u32,
+        workers_of_node: u32,
+        shape: Shape,
+        layered: Option<Layered>,
+    ) -> Self {
         let nodes = if workers_of_node == 0 { 1 } else { workers.div_ceil(workers_of_node) };
         let node = |_| Node { pool: BlockPool::new(blocks), writing: FxHashMap::default(), next: FxHashMap::default() };
         let shape = Shape { workers_of_place: workers_of_node, ..shape };
@@ -122,14 +128,15 @@ impl Drives {
         lost.for_each(|next| next.2 = false);
     }
 
-    /// A block is gone: what was to come instead is written now, unless the run is `over`.
-    pub(super) fn removed(&mut self, worker: u32, id: u64, over: bool) {
-        let Some((writer, next, comes)) = self.node_mut(worker).next.remove(&id) else { return };
+    /// A block is gone: what was to come instead is queued now, by the worker returned, unless the run is `over`.
+    pub(super) fn removed(&mut self, worker: u32, id: u64, over: bool) -> Option<u32> {
+        let (writer, next, comes) = self.node_mut(worker).next.remove(&id)?;
         if over || !comes {
             self.written(writer, next, false);
-        } else {
-            self.exchange.store(writer, next);
+            return None;
         }
+        self.exchange.store(writer, next);
+        Some(writer)
     }
 
     /// A write is over, or will not be.

@@ -263,7 +263,8 @@ impl Tiers {
         } else if self.drives.contains(worker, id) {
             Some(Place::Drive)
         } else {
-            on_target(self).then_some(Place::Target)
+            // What is about to be deleted may still answer a question.
+            (on_target(self) && !self.shared.deletes(id)).then_some(Place::Target)
         }
     }
 
@@ -359,14 +360,7 @@ impl Tiers {
     }
 
     /// A read came back.
-    pub(super) fn fetch_landed(
-        &mut self,
-        now: Tick,
-        tier: Tier,
-        job: u32,
-        index: u32,
-        landed: &Exchanged,
-    ) -> Landed {
+    pub(super) fn fetch_landed(&mut self, now: Tick, tier: Tier, job: u32, index: u32, landed: &Exchanged) -> Landed {
         let Some(load) = self.loads.get_mut(&job) else { return Landed::Waiting };
         let (worker, id, at) = (load.worker, landed.id, index as usize);
         load.outstanding -= u32::from(landed.block.is_some());

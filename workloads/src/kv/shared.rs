@@ -95,6 +95,11 @@ impl SharedIndex {
         self.writing.contains(&id)
     }
 
+    /// Whether it is being deleted.
+    pub(super) fn deletes(&self, id: u64) -> bool {
+        self.deleting.contains(&id)
+    }
+
     /// Blocks that take up room on the target, those being written or deleted included.
     pub(super) fn occupied(&self) -> u64 {
         (self.blocks.len() + self.writing.len() + self.deleting.len()) as u64

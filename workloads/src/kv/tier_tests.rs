@@ -28,12 +28,17 @@ struct Seen {
     key: Key,
     sent: u64,
     done: u64,
-    good: bool,
+    result: Result<(), ErrorKind>,
 }
 
 impl Seen {
     const fn near(&self) -> bool {
         self.key.space == DRIVE
+    }
+
+    /// Whether a block was gone after it.
+    fn frees(&self) -> bool {
+        self.verb == Verb::Delete || (self.verb == Verb::Get && self.result == Err(ErrorKind::NotFound))
     }
 }
 
@@ -48,7 +53,7 @@ fn watch(
     let (_, end) = drive(&mut kv, Tick(0), None, None, |submit| {
         let (took, result) = serve(submit);
         let (sent, done) = (submit.intended.0, submit.intended.0 + took.as_nanos() as u64);
-        seen.push(Seen { verb: submit.op.verb, key: submit.op.key, sent, done, good: result.is_ok() });
+        seen.push(Seen { verb: submit.op.verb, key: submit.op.key, sent, done, result });
         (took, result)
     });
     let section = kv.report((Tick(0), end));
@@ -79,7 +84,7 @@ impl Kv {
             "host memory"
         );
         assert!(self.tiers.drives.idle(), "drives");
-        assert!(self.tiers.shared.idle(), "the shared tier");
+        assert_eq!(self.tiers.shared.under_way(), (0, 0, 0), "written, read, deleted on the target");
     }
 }
 
@@ -109,11 +114,11 @@ fn what_leaves_host_memory_goes_to_the_drive_and_comes_back_by_it() {
     let hits = section.hits_by_tier;
     assert_eq!((hits.g2, hits.g3, hits.g4), (0, 19 * TOKENS, 0));
     let flow = section.tier_flow;
-    // B pushes A's 20 out; loading A pushes 19 of B's out; A's last block, computed again, the 20th, when the run is over.
-    assert_eq!((flow.evicted_g2_blocks, flow.demoted_g3_blocks), (40, 39));
+    // B pushes A's 20 out; loading A pushes 19 of B's out; A's last block, computed again, the 20th.
+    assert_eq!((flow.evicted_g2_blocks, flow.demoted_g3_blocks), (40, 40));
     assert_eq!((flow.promoted_g2_blocks, flow.evicted_g3_blocks), (19, 0));
-    assert_eq!((count(&seen, true, Verb::Put), count(&seen, true, Verb::Get)), (39, 19));
-    assert_eq!((flow.g3_read_bytes, flow.g3_written_bytes), (19 * BLOCK, 39 * BLOCK));
+    assert_eq!((count(&seen, true, Verb::Put), count(&seen, true, Verb::Get)), (40, 19));
+    assert_eq!((flow.g3_read_bytes, flow.g3_written_bytes), (19 * BLOCK, 40 * BLOCK));
     assert_eq!(count(&seen, false, Verb::Put), 0);
     assert_eq!((section.loaded_bytes, section.loaded_tokens), (0, 19 * TOKENS));
 }
@@ -130,9 +135,9 @@ fn what_leaves_a_full_drive_is_carried_to_the_target_before_its_place_is_taken()
     let (section, seen) = quick(&spec, &turns(&[A, B, C, A]));
     assert_eq!(section.hits_by_tier.g4, 19 * TOKENS);
     let flow = section.tier_flow;
-    assert_eq!((flow.demoted_g3_blocks, flow.evicted_g3_blocks, flow.demoted_g4_blocks), (40, 20, 20));
-    assert_eq!(count(&seen, false, Verb::Put), 20, "A's, and only they");
-    // A's blocks: written to the drive, read from it, written to the target, deleted from the drive.
+    // The last is the block that A's own last one, computed again, pushes out.
+    assert_eq!((flow.demoted_g3_blocks, flow.evicted_g3_blocks, flow.demoted_g4_blocks), (41, 21, 21));
+    // Blocks that went to the target: written to the drive, read from it, written to the target, deleted from the drive.
     let carried: Vec<&Seen> = seen.iter().filter(|op| !op.near() && op.verb == Verb::Put).collect();
     for put in carried {
         let life: Vec<(bool, Verb)> =
@@ -181,7 +186,7 @@ fn tiers_of_no_size_are_no_tiers() {
 
 #[test]
 fn selective_writes_wait_until_a_block_has_been_seen_often_enough() {
-    for (g1, g2, after, again) in [(60, 0, 2, 19), (20, 60, 2, 19), (60, 0, 3, 0)] {
+    for (g1, g2, after, again) in [(60, 0, 2, 20), (21, 60, 2, 20), (60, 0, 3, 0)] {
         let spec = KvSpec {
             g1_blocks: Some(g1),
             g2_bytes: blocks(g2),
@@ -189,15 +194,18 @@ fn selective_writes_wait_until_a_block_has_been_seen_often_enough() {
             write_after_seen: after,
             ..spec()
         };
-        let (section, seen) = quick(&spec, &turns(&[A, B, A]));
-        // From GPU memory, or from host memory; the last block is computed again, and done when the run is over.
+        // An answer long enough for the writes: what begins after the last token is nobody's any more.
+        let mut list = turns(&[A, B, A]);
+        list[2].3 = 40;
+        let (section, seen) = quick(&spec, &list);
+        // From GPU memory, or from host memory.
         assert_eq!(count(&seen, false, Verb::Put), again, "{g1} {g2} {after}");
         assert_eq!(section.hits_by_tier.g1 + section.hits_by_tier.g2, 19 * TOKENS);
     }
     // A block that comes by the second time is written when it is computed.
     let spec = KvSpec { write_policy: WritePolicy::WriteThroughSelective, ..one_prompt() };
     let (section, seen) = quick(&spec, &turns(&[A, B, A, B, A]));
-    assert_eq!(count(&seen, false, Verb::Put), 40);
+    assert_eq!((section.recomputed_tokens["evicted"], count(&seen, false, Verb::Put)), (40 * TOKENS, 40));
     assert_eq!(section.hits_by_tier.g4, 19 * TOKENS, "A's third time");
 }
 
@@ -245,25 +253,26 @@ fn a_drive_belongs_to_its_node() {
 
 #[test]
 fn a_full_shared_tier_deletes_what_was_used_least_recently() {
-    // 50 blocks, deletes 5 above 45: A's first blocks go when C comes.
-    let spec = KvSpec { g4_bytes: Some(blocks(50)), g4_evict_above_ratio: 0.9, g4_evict_ratio: 0.1, ..one_prompt() };
+    // 60 blocks, deletes 6 above 45: when C comes, three times.
+    let spec = KvSpec { g4_bytes: Some(blocks(60)), g4_evict_above_ratio: 0.75, g4_evict_ratio: 0.1, ..one_prompt() };
     let (section, seen) = quick(&spec, &turns(&[A, B, C, A]));
     let flow = section.tier_flow;
     assert_eq!(flow.evicted_g4_blocks, count(&seen, false, Verb::Delete));
-    assert!(flow.evicted_g4_blocks >= 15, "{flow:?}");
+    assert!(flow.evicted_g4_blocks >= 18, "{flow:?}");
     assert_eq!(section.hits_by_tier.g4, 0, "the first block of A is gone, and with it the prefix");
     assert_eq!(section.recomputed_tokens["evicted"] + section.recomputed_tokens["hole"], 20 * TOKENS);
     // With a lease on what was looked up, A's blocks survive C; what goes is B's.
     let leased = KvSpec { lease: Duration::from_secs(10), ..spec };
     let (section, _) = quick(&leased, &turns(&[A, B, A, C, A]));
     assert_eq!(section.hits_by_tier.g4, 2 * 19 * TOKENS);
-    assert!(section.tier_flow.evicted_g4_blocks >= 15);
+    assert_eq!((section.tier_flow.evicted_g4_blocks, section.tier_flow.refused_blocks), (18, 0));
 }
 
 #[test]
 fn a_full_queue_of_writes_skips_blocks_or_holds_them_in_gpu_memory() {
     let with = |queue_full| {
-        let spec = KvSpec { put_in_flight: 1, put_queue_blocks: 2, queue_full, ..one_prompt() };
+        let chunk = KvSpec { max_num_batched_tokens: 1 << 14, ..one_prompt() };
+        let spec = KvSpec { put_in_flight: 1, put_queue_blocks: 2, queue_full, ..chunk };
         // An answer long enough for all writes.
         let list = requests(&[(0, A, 19 * TOKENS, 500)]);
         watch(&spec, &list, |_| (Duration::from_millis(50), Ok(())))
@@ -303,7 +312,7 @@ fn what_a_tier_has_lost_is_a_miss_and_is_written_again() {
         });
         let lost = section.tier_flow.lost_blocks;
         assert!(lost >= 2, "{near}");
-        assert_eq!(seen.iter().filter(|op| !op.good).count() as u64, lost);
+        assert_eq!(seen.iter().filter(|op| op.result.is_err()).count() as u64, lost);
         assert!(section.recomputed_tokens["lost"] > 0);
         assert_eq!((section.completed, section.failed), (5, 0));
         assert!(count(&seen, near, Verb::Put) > 40, "what was lost is written again");
@@ -401,12 +410,12 @@ proptest! {
             let ops: Vec<&Seen> = seen.iter().filter(|op| op.near() == near).collect();
             for (i, op) in ops.iter().enumerate() {
                 if op.verb == Verb::Put {
-                    let puts = ops[..=i].iter().filter(|op| op.verb == Verb::Put && (op.good || op.done > ops[i].sent));
+                    let puts = ops[..=i].iter().filter(|op| op.verb == Verb::Put && (op.result.is_ok() || op.done > ops[i].sent));
                     let kept: Vec<Key> = puts.map(|op| op.key).collect();
-                    let gone = ops[..=i].iter().filter(|op| op.verb == Verb::Delete && op.done <= ops[i].sent).count();
+                    let gone = ops[..=i].iter().filter(|op| op.frees() && op.done <= ops[i].sent).count();
                     // A failed write or a lost block may be written again to the same place.
                     let held: std::collections::BTreeSet<Key> = kept.iter().copied().collect();
-                    prop_assert!(capacity.is_none_or(|most| held.len() as u64 <= most + gone as u64), "{} in {:?}", held.len(), capacity);
+                    prop_assert!(capacity.is_none_or(|most| held.len() as u64 <= most + gone as u64), "{} in {:?}, drive {}", held.len(), capacity, near);
                 }
                 if op.verb == Verb::Delete {
                     let read = ops[..i].iter().find(|get| get.verb == Verb::Get && get.key == op.key && get.done > op.sent);

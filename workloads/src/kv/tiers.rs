@@ -170,7 +170,7 @@ pub(super) struct Tiers {
     pub(super) metrics: Metrics,
     pub(super) unfinished: u64,
     pub(super) stopped: bool,
-    /// Everybody is served: nothing more is written.
+    /// Everybody is served: nothing waits to be written any more.
     pub(super) over: bool,
     pub(super) wakes: Vec<(Tick, Wake)>,
     /// What workers say about requests that go on elsewhere, for the machine to act upon.

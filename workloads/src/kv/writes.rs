@@ -23,7 +23,7 @@ impl Tiers {
     fn written_at_once(&self, worker: u32, id: u64) -> (bool, bool) {
         let back = self.spec.write_policy == WritePolicy::WriteBack;
         let (host, drive) = (self.locals[worker as usize].g2.capacity() > 0, self.drives.exist());
-        let selected = self.selected(id) && !self.over;
+        let selected = self.selected(id);
         (selected && drive && !(back && host), selected && self.spec.shared_tier && !(back && (host || drive)))
     }
 
@@ -62,6 +62,7 @@ impl Tiers {
                 self.rewrites.push((worker, id));
             }
         }
+        self.pump(at, worker);
     }
 
     /// Whether no more writes of a worker can be queued.
@@ -101,7 +102,7 @@ impl Tiers {
     /// target.
     fn left_host(&mut self, at: Tick, worker: u32, id: u64) {
         self.metrics.flow.evicted_g2_blocks += 1;
-        if self.over || !self.selected(id) {
+        if !self.selected(id) {
             return;
         }
         if self.drives.exist() {
@@ -127,7 +128,7 @@ impl Tiers {
 
     /// Queues the write of a block to the drive of the worker's node; whether it will be written.
     fn write_to_drive(&mut self, at: Tick, worker: u32, id: u64) -> bool {
-        if self.stopped || self.over || self.drives.knows(worker, id) {
+        if self.stopped || self.drives.knows(worker, id) {
             return false;
         }
         let exchange = &self.drives.exchange;
@@ -158,7 +159,7 @@ impl Tiers {
 
     /// Queues the write of a block to the target; whether it will be written.
     fn write_to_target(&mut self, at: Tick, worker: u32, id: u64) -> bool {
-        if !self.spec.shared_tier || self.stopped || self.over {
+        if !self.spec.shared_tier || self.stopped {
             return false;
         }
         let most = self.spec.put_queue_blocks as usize * usize::from(self.target.shape().ranks);
@@ -196,7 +197,11 @@ impl Tiers {
         let (worker, id, good) = (landed.worker, landed.id, answer.is_there());
         match (tier, landed.asked) {
             (Tier::G3, Asked::Store { .. }) => self.drives.written(worker, id, good),
-            (Tier::G3, Asked::Remove) => self.drives.removed(worker, id, self.over),
+            (Tier::G3, Asked::Remove) => {
+                if let Some(writer) = self.drives.removed(worker, id, self.over) {
+                    self.pump(now, writer);
+                }
+            }
             (Tier::G3, Asked::Carry) => {
                 // What cannot be read is lost; its room is needed either way.
                 let carried = good && self.write_to_target(now, worker, id);
