@@ -39,6 +39,16 @@ pub(crate) fn usage(message: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Usage(message.into()))
 }
 
+/// Marks an error as one of judgment: what was measured does not tell what was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Undecided(pub String);
+
+/// The error of a measurement that does not tell what was asked.
+pub(crate) fn undecided(message: impl Into<String>) -> anyhow::Error {
+    anyhow::Error::new(Undecided(message.into()))
+}
+
 /// Marks errors as ones of usage.
 pub(crate) trait OrUsage<T> {
     /// Makes the error one of usage, in its own words.
@@ -56,5 +66,9 @@ impl<T, E: std::fmt::Display> OrUsage<T> for Result<T, E> {
 
 /// Which status an error ends the program with.
 pub(crate) fn of(error: &anyhow::Error) -> Exit {
-    if error.chain().any(|cause| cause.is::<Usage>()) { Exit::Usage } else { Exit::Failed }
+    match error {
+        error if error.chain().any(|cause| cause.is::<Usage>()) => Exit::Usage,
+        error if error.chain().any(|cause| cause.is::<Undecided>()) => Exit::Inconclusive,
+        _ => Exit::Failed,
+    }
 }

@@ -110,7 +110,8 @@ impl Trace {
         if span_s <= 0.0 {
             return Err(usage("all requests of the trace arrive at once: there is no rate to search"));
         }
-        let per_s = requests.list().len() as f64 / span_s;
+        // Gaps, not requests: a trace of one a second has one less of them.
+        let per_s = (requests.list().len() - 1) as f64 / span_s;
         Ok(Some(Self { plan, requests, span_s, per_s }))
     }
 }
@@ -285,4 +286,58 @@ fn client_limited(storage: &SearchedStorage, found: &Found) -> bool {
         (by_client + usize::from(probe.verdict == Some(Verdict::ClientLimited)), all + 1)
     });
     by_client * 2 > all
+}
+
+#[cfg(test)]
+mod tests {
+    use gpufeed_schema::SearchFigures;
+
+    use super::*;
+
+    fn storage(probes: &[(f64, bool, Verdict)]) -> SearchedStorage {
+        let probe = |&(level, passed, verdict): &(f64, bool, Verdict)| SearchProbe {
+            level,
+            directory: None,
+            passed,
+            verdict: Some(verdict),
+            verdict_detail: None,
+            failure: None,
+            figures: SearchFigures::default(),
+        };
+        SearchedStorage {
+            storage: "target".to_owned(),
+            virtual_time: false,
+            status: SearchStatus::Unfinished,
+            knee: None,
+            neighbor: None,
+            knee_per_s: None,
+            levels: Vec::new(),
+            probes: probes.iter().map(probe).collect(),
+        }
+    }
+
+    #[test]
+    fn a_knee_is_the_client_s_where_the_client_failed_above_it() {
+        use Verdict::{ClientLimited, StorageLimited};
+        let found = Found { end: End::Found, knee: Some(4.0), above: Some(5.0), curve: Vec::new() };
+        let limited = |probes: &[(f64, bool, Verdict)]| client_limited(&storage(probes), &found);
+        assert!(limited(&[(4.0, true, StorageLimited), (5.0, false, ClientLimited), (5.0, false, ClientLimited)]));
+        // Only what failed, and only just above, decides.
+        assert!(!limited(&[(4.0, true, ClientLimited), (5.0, false, StorageLimited), (8.0, false, ClientLimited)]));
+        assert!(!limited(&[(5.0, true, ClientLimited), (5.0, false, StorageLimited)]));
+        assert!(!limited(&[(5.0, false, ClientLimited), (5.0, false, StorageLimited)]), "even is no majority");
+    }
+
+    #[test]
+    fn statuses_end_the_program_as_scripts_expect() {
+        let codes = [
+            (SearchStatus::Found, Exit::Passed),
+            (SearchStatus::BelowLowest, Exit::Missed),
+            (SearchStatus::ClientLimited, Exit::Inconclusive),
+            (SearchStatus::AboveHighest, Exit::Inconclusive),
+            (SearchStatus::OutOfProbes, Exit::Inconclusive),
+            (SearchStatus::Unfinished, Exit::Failed),
+        ];
+        assert!(codes.into_iter().all(|(status, code)| exit(status) == code));
+    }
 }

@@ -119,7 +119,11 @@ fn aligned(text: &mut String, rows: &[Vec<String>]) {
 #[must_use]
 pub fn text(report: &SearchReport) -> String {
     let mut text = format!("{}\n", report.summary);
-    let _ = writeln!(text, "search {} on {}: {}", report.workload, report.target, report.criterion.text);
+    let _ = writeln!(
+        text,
+        "search {} on {}; a level passes with {}",
+        report.workload, report.target, report.criterion.text
+    );
     let several = side_by_side(report);
     if !several.is_empty() {
         text.push('\n');

@@ -112,6 +112,6 @@ pub struct KneeArgs {
     #[arg(long, value_name = "NAME", help_heading = "Search")]
     pub metric: Option<String>,
     /// Go on with the interrupted search in --out, and with nothing else
-    #[arg(long, requires = "out", help_heading = "Search")]
+    #[arg(long, help_heading = "Search")]
     pub resume: bool,
 }

@@ -35,6 +35,9 @@ impl Book {
     /// # Errors
     /// When the directory holds another search or a report, or cannot be written to.
     pub(super) fn open(request: &Request) -> anyhow::Result<Self> {
+        if request.resume && request.out.is_none() {
+            return Err(usage("--resume goes on with a search: name its directory with --out"));
+        }
         let fresh = fresh(request)?;
         let path = request.out.clone().unwrap_or_else(|| {
             let now = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S");

@@ -7,6 +7,7 @@ use gpufeed_schema::{
 use gpufeed_workloads::search::{Figure, Vote, growing};
 
 use super::plan::Criterion;
+use crate::exit::undecided;
 
 /// Name, behind the member's, of the check that fails when so many operations failed that the figures speak of those.
 const MOSTLY_FAILED: &str = "failed-operations";
@@ -41,7 +42,8 @@ pub(super) fn probe(
     let passed = match failure {
         // Figures of the few operations that went through say nothing good of a level.
         Some(_) => false,
-        None => passes(&figures, member, criterion).map_err(|why| anyhow!("the run at {level} cannot tell: {why}"))?,
+        None => passes(&figures, member, criterion)
+            .map_err(|why| undecided(format!("the run at {level} cannot tell: {why}")))?,
     };
     Ok(SearchProbe {
         level,
@@ -102,7 +104,9 @@ fn figures(member: &Member, criterion: Criterion, offered: Offered) -> SearchFig
 /// Requests inside the objectives are a share of those that arrived; that share of the offered rate is the goodput, so
 /// that the time a run takes to drain does not count against it.
 fn of_kv(kv: &Kv, seconds: f64, offered_per_s: Option<f64>) -> SearchFigures {
-    let ratio = (kv.requests > 0).then(|| (kv.goodput_per_s * seconds / kv.requests as f64).min(1.0));
+    // A count that went through a division and back.
+    let good = (kv.goodput_per_s * seconds).round();
+    let ratio = (kv.requests > 0).then(|| good / kv.requests as f64);
     SearchFigures {
         goodput_ratio: ratio,
         goodput_per_s: ratio.zip(offered_per_s).map(|(ratio, offered)| ratio * offered),
@@ -152,7 +156,7 @@ fn passes(figures: &SearchFigures, member: &Member, criterion: Criterion) -> Res
                 Some(p99) => Ok(p99 <= slo_ns),
                 // What holds for all holds for 99%, and what does not for 90% does not either.
                 None if latency.max_ns.is_some_and(|most| most <= slo_ns) => Ok(true),
-                None if over(latency.p50_ns) || over(latency.p90_ns) => Ok(false),
+                None if over(latency.min_ns) || over(latency.p50_ns) || over(latency.p90_ns) => Ok(false),
                 None => {
                     Err(format!("its {} operations are too few for a p99; give a longer --duration", latency.count))
                 }
@@ -210,6 +214,8 @@ mod tests {
         // 200 operations have no p99: only what is sure is said.
         assert_eq!(of(200, Some(50), None, 100), Ok(true));
         assert_eq!(of(200, Some(101), None, 900), Ok(false));
+        let all_over = Latency { count: 3, min_ns: Some(101), max_ns: Some(900), ..Latency::default() };
+        assert_eq!(judged(&ops(all_over), slo), Ok(false));
         assert!(of(200, Some(50), None, 101).is_err_and(|why| why.contains("200 operations")));
         assert!(judged(&Member::default(), slo).is_err());
     }

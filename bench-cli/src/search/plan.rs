@@ -410,13 +410,13 @@ impl Criterion {
         match self {
             Self::Au { threshold_ratio } => format!("accelerator utilization of at least {}", percent(threshold_ratio)),
             Self::Goodput { share_ratio, slo_ttft_ns } => format!(
-                "at least {} of what is offered meets its objectives, a first token within {} among them",
+                "at least {} of what is offered inside its objectives, a first token within {} among them",
                 percent(share_ratio),
                 time(slo_ttft_ns)
             ),
             Self::P99 { slo_ns } => format!("p99 of response time at most {}", time(slo_ns)),
             Self::Throughput { growth_ratio } => {
-                format!("throughput still grows: a higher level reaches at least {} more", percent(growth_ratio))
+                format!("throughput that still grows, by at least {} to some higher level", percent(growth_ratio))
             }
         }
     }

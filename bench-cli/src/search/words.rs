@@ -77,11 +77,11 @@ fn per_s(storage: &SearchedStorage) -> String {
     let at = storage.levels.iter().find(|level| Some(level.level) == storage.knee);
     let Some((value, figures)) = storage.knee_per_s.zip(at.map(|level| &level.figures)) else { return String::new() };
     let what = match figures {
-        SearchFigures { goodput_per_s: Some(_), .. } => "inside the objectives",
-        SearchFigures { samples_per_s: Some(_), .. } => "samples",
-        _ => "operations",
+        SearchFigures { goodput_per_s: Some(_), .. } => "per second inside the objectives",
+        SearchFigures { samples_per_s: Some(_), .. } => "samples per second",
+        _ => "operations per second",
     };
-    format!(" ({} {what} per second)", three_digits(value))
+    format!(" ({} {what})", three_digits(value))
 }
 
 fn notes(report: &SearchReport, target: &SearchedStorage, criterion: Criterion) -> Vec<String> {
