@@ -288,6 +288,8 @@ pub enum Carrier {
     Http,
     /// HTTP over TLS.
     Https,
+    /// The KV block protocol over TCP.
+    KvTcp,
     /// A file, past the page cache.
     FileDirect,
     /// A file, through the page cache.
@@ -304,6 +306,7 @@ impl Carrier {
             Self::Null => "null",
             Self::Http => "http",
             Self::Https => "https",
+            Self::KvTcp => "kv-tcp",
             Self::FileDirect => "file-direct",
             Self::FileCached => "file-cached",
             Self::Model => "model",

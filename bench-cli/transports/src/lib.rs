@@ -1,6 +1,7 @@
-//! Measured transports: raw S3, files, and the null target.
+//! Measured transports: raw S3, the KV block protocol, files, and the null target.
 
 pub mod file;
+pub mod kv;
 mod landing;
 pub mod null;
 pub mod s3;

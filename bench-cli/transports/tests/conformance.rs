@@ -9,6 +9,7 @@ use gpufeed_engine::transport::{Clock, Transport};
 use gpufeed_io::arena::Arena;
 use gpufeed_server::{Config, Server};
 use gpufeed_transports::file::{FileConfig, FileStore, FileTarget, Fsync};
+use gpufeed_transports::kv::{KvConfig, KvTarget};
 use gpufeed_transports::null::NullTarget;
 use gpufeed_transports::s3::{Addressing, Credentials, RawS3, S3Config, S3Target, Tls};
 use gpufeed_workloads::op::Names;
@@ -61,5 +62,26 @@ fn raw_s3_conforms() {
         tls: Tls::default(),
     });
     run(Capabilities::ALL, |names, arena, clock| RawS3::new(target.expect("an address"), names, arena, clock));
+    server.shutdown(Duration::ZERO);
+}
+
+#[test]
+fn kv_blocks_conform() {
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    let config = Config {
+        s3: loopback,
+        kv: Some(loopback),
+        buckets: vec!["bucket".into()],
+        cores: vec![0],
+        ..Config::default()
+    };
+    let server = Server::start(config).expect("starts");
+    let config = KvConfig {
+        address: server.kv_addr.expect("a KV port").to_string(),
+        credentials: Credentials::new("gpufeed", "gpufeed-secret", None),
+        bucket: "bucket".into(),
+    };
+    let capabilities = Capabilities { list: false, multipart_part_bytes: None, empty: false, ..Capabilities::ALL };
+    run(capabilities, |names, arena, clock| KvTarget::new(config, names, arena, clock));
     server.shutdown(Duration::ZERO);
 }
