@@ -29,7 +29,7 @@ pub struct KvClient {
     pub exists: Exists,
     /// How a new block is written.
     pub store: Store,
-    /// Most requests in flight for one load or store.
+    /// Most requests in flight, of each rank where ranks have objects of their own.
     pub in_flight: u32,
     /// Shortest hit worth loading.
     #[serde(default)]
@@ -71,7 +71,7 @@ pub enum KeyForm {
     Hash,
     /// A 64-bit number.
     U64,
-    /// `{rank}/{position}:{hash}`.
+    /// `{rank}/{position}:{hash}:{parent}`, hashes in base 58; the first block has no parent.
     RankPositionHash,
     /// `{model}@{world}@{worker}@{hash}@{dtype}`.
     ModelWorldWorkerHash,
@@ -85,9 +85,11 @@ pub enum Exists {
     Head,
     /// HEAD per block and rank.
     HeadPerRank,
-    /// HEAD per block the first time, then from memory.
+    /// HEAD per block and rank, one after the other up to the first that is missing; what was found or written is not
+    /// asked for again.
     HeadCached,
-    /// One question for many blocks, where the store has one; HEAD per block over S3.
+    /// One question for many blocks to the store's own index. Over S3, which has no such question, the run's index of
+    /// completed writes stands for it.
     Batch,
 }
 
@@ -99,7 +101,9 @@ pub enum Store {
     Put,
     /// PUT with `If-None-Match: *`.
     PutIfAbsent,
-    /// HEAD of `.meta`, conditional PUT of `.lock`, PUT of the data, PUT of `.meta`, DELETE of `.lock`.
+    /// HEAD of `.meta`, conditional PUT of `.lock`, PUT of each rank's data, PUT of an empty `.meta`, DELETE of `.lock`. A
+    /// lock that is taken is read, and the block is left to who has it; taking over one that has expired (after 5
+    /// minutes) is not played.
     LockMeta,
     /// Start, transfer, end; a plain PUT over S3.
     PutStartEnd,

@@ -196,7 +196,7 @@ pub struct KvSpec {
     pub per_rank: bool,
     /// Whether answers are cached too.
     pub output_blocks: OutputBlocks,
-    /// Tokens of a block, where the trace has none.
+    /// Tokens of a block; a trace with blocks of another size is cut anew.
     pub block_tokens: u32,
     /// GPU and host-link times are multiplied by this, gaps between arrivals too; results are divided by it.
     pub time_scale: f64,
