@@ -7,6 +7,7 @@ mod calibrate;
 mod capacity;
 mod client;
 mod data;
+mod drive;
 mod embedded;
 mod exit;
 mod host;

@@ -3,7 +3,9 @@
 mod assemble;
 pub(crate) mod directory;
 pub(crate) mod interrupt;
+mod matrix;
 pub(crate) mod member;
+mod modeled;
 
 use std::sync::Arc;
 

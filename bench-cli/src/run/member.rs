@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use gpufeed_engine::measured::Measured;
-use gpufeed_engine::settings::{Landing, Settings, Verify, WarmUp};
+use gpufeed_engine::settings::{Landing, Second, Settings, Verify, WarmUp};
 use gpufeed_engine::wall::Machines;
 use gpufeed_engine::watch::{Phase, Watch};
 use gpufeed_profiles::units::Bytes;
-use gpufeed_schema::{ClosedOrOpen, Section};
+use gpufeed_schema::{ClosedOrOpen, Section, Validity, ValidityStatus};
 use gpufeed_workloads::inference::Limits;
-use gpufeed_workloads::kv::{Kv, KvError, Requests, Window, fill_baselines};
+use gpufeed_workloads::kv::{Kv, KvError, Requests, Window, fill_baselines, fill_target_model};
 use gpufeed_workloads::machine::Workload;
 use gpufeed_workloads::ops::Ops;
 use gpufeed_workloads::rag::{Rag, RagPlan as RagMachinePlan};
@@ -20,11 +20,13 @@ use gpufeed_workloads::trace::Trace;
 use gpufeed_workloads::training::Training;
 
 use crate::client::{Purpose, Target};
+use crate::drive::{self, Drive};
 use crate::exit::OrUsage;
 use crate::plan::{KvPlan, MemberPlan, Plan, RagPlan, SpecPlan, TracePlan, WarmUpPlan};
 use crate::progress::{Progress, Show};
 use crate::run::directory::Directory;
 use crate::run::interrupt::Interrupt;
+use crate::run::modeled::Targets;
 use crate::{data, output, trace};
 
 /// Largest payload that is made before it is sent and checked whole.
@@ -75,16 +77,16 @@ impl Stretch<'_> {
         match &self.member.spec {
             SpecPlan::Ops(spec) => {
                 let machines = Ops::split(spec, self.plan.run.cores.len()).or_usage()?;
-                self.execute(Machines::PerCore(machines), spec.sizes.most().min(MOST_BUFFER))
+                self.execute(Machines::PerCore(machines), spec.sizes.most().min(MOST_BUFFER), None)
             }
             SpecPlan::Training(spec) => {
                 let machine = Training::new(spec.clone()).or_usage()?;
-                self.execute(Machines::One(machine), WINDOW)
+                self.execute(Machines::One(machine), WINDOW, None)
             }
             SpecPlan::Kv(plan) => self.kv(plan),
             SpecPlan::Rag(plan) => {
                 let machine = rag(plan, self.plan.seed)?;
-                let mut outcome = self.execute(Machines::One(machine), WINDOW)?;
+                let mut outcome = self.execute(Machines::One(machine), WINDOW, None)?;
                 add_sources(&mut outcome.section, &plan.sources);
                 Ok(outcome)
             }
@@ -95,7 +97,13 @@ impl Stretch<'_> {
         let requests = requests(plan)?;
         let machine = Kv::new(plan.spec.clone(), plan.cost.clone(), Arc::clone(&requests)).or_usage()?;
         let object_bytes = machine.object_bytes().min(MOST_BUFFER);
-        let mut outcome = self.execute(Machines::One(machine), object_bytes)?;
+        let second = machine.drive_space();
+        let drive = plan.drive.as_deref().zip(second).map(|(dir, from)| {
+            let names = machine.names();
+            Drive::open(dir, plan.spec.g3_bytes, &names.spaces[usize::from(from)], from)
+        });
+        let drive = drive.transpose()?;
+        let mut outcome = self.execute(Machines::One(machine), object_bytes, drive.as_ref())?;
         add_sources(&mut outcome.section, &plan.sources);
         if let Section::Kv(section) = &mut outcome.section
             && plan.baselines
@@ -108,11 +116,20 @@ impl Stretch<'_> {
             let window =
                 Window { warm_up: unscaled(outcome.measured.warm_up), length: self.member.duration.map(unscaled) };
             fill_baselines(section, &plan.spec, &plan.cost, &requests, window).or_usage()?;
+            let window = Window { warm_up: outcome.measured.warm_up, length: self.member.duration };
+            let second = second.unwrap_or(u16::MAX);
+            let target = Targets::measured(&outcome.measured.histograms, section.transfer, second, self.plan.seed);
+            fill_target_model(section, &plan.spec, &plan.cost, &requests, window, target).or_usage()?;
         }
         Ok(outcome)
     }
 
-    fn execute<W: Workload + 'static>(&self, machines: Machines<W>, buffer: u64) -> anyhow::Result<Outcome> {
+    fn execute<W: Workload + 'static>(
+        &self,
+        machines: Machines<W>,
+        buffer: u64,
+        drive: Option<&Drive>,
+    ) -> anyhow::Result<Outcome> {
         let run = &self.plan.run;
         let first = match &machines {
             Machines::PerCore(machines) => machines.first(),
@@ -157,6 +174,10 @@ impl Stretch<'_> {
             hlog: file("latency.hlog"),
             intervals_csv: file("intervals.csv"),
             transport_name: self.plan.target.transport().to_owned(),
+            second: drive.map(|drive| Second {
+                from_space: drive.from_space,
+                transport_name: drive::TRANSPORT.to_owned(),
+            }),
             ..Settings::default()
         };
         let watch = self.interrupt.watch();
@@ -169,9 +190,16 @@ impl Stretch<'_> {
                 }
         });
         let progress = self.progress(&self.member.name, &watch, expected, Some(Arc::clone(&server)));
-        let measured = self.target.drive(Purpose::Measure, &settings, machines, &watch);
+        let measured = self.target.drive_beside(drive, Purpose::Measure, &settings, machines, &watch);
         drop(progress);
-        let measured = measured?;
+        if !run.keep_data
+            && let Some(Err(error)) = drive.map(Drive::clear)
+        {
+            output::say(&format!("gpufeed: the local drive of {} was not emptied: {error:#}", self.member.name));
+        }
+        let mut measured = measured?;
+        let notes = drive.map(Drive::notes).unwrap_or_default();
+        measured.validity.extend(notes.iter().map(|note| Validity::new("drive", ValidityStatus::Note, note.clone())));
         let section = measured.machines.first().map_or(Section::None, |machine| machine.section(measured.window));
         if !run.keep_data {
             self.clean_up(&names);
