@@ -78,25 +78,34 @@ fn requests(kv: &Kv) -> Validity {
 
 /// Blocks × bytes = bytes of the operations, both ways.
 fn wire(member: &Member, kv: &Kv, transport: &str) -> Vec<Validity> {
-    let KvWire { object_bytes, objects_read, objects_written, beside_read_bytes, beside_written_bytes } = kv.wire;
+    let KvWire {
+        object_bytes,
+        objects_read,
+        objects_written,
+        beside_read_bytes,
+        beside_written_bytes,
+        layer_reads,
+        layer_read_bytes,
+    } = kv.wire;
     // A second target, such as a local drive, has rows of its own.
     let carried = |op: &str| -> u64 {
         member.operations.iter().filter(|o| o.op == op && o.transport == transport).map(|o| o.bytes).sum()
     };
     let ways = [
-        ("wire-read", "read", objects_read, beside_read_bytes, kv.loaded_bytes, carried("get")),
+        ("wire-read", "read", objects_read, layer_read_bytes, beside_read_bytes, kv.loaded_bytes, carried("get")),
         (
             "wire-written",
             "written",
             objects_written,
+            0,
             beside_written_bytes,
             kv.stored_bytes,
             carried("put") + carried("multipart"),
         ),
     ];
     let used = ways.into_iter().filter(|(.., own, recorded)| own + recorded > 0);
-    used.map(|(check, word, objects, beside, own, recorded)| {
-        let expected = objects * object_bytes;
+    used.map(|(check, word, objects, layers, beside, own, recorded)| {
+        let expected = objects * object_bytes + layers;
         let difference = (expected + beside).abs_diff(recorded);
         let status = match difference {
             _ if expected != own => ValidityStatus::Fail,
@@ -105,6 +114,9 @@ fn wire(member: &Member, kv: &Kv, transport: &str) -> Vec<Validity> {
             _ => ValidityStatus::Fail,
         };
         let mut detail = format!("{} objects of {} were {word}", count(objects), size(object_bytes));
+        if layers > 0 {
+            detail.push_str(&format!(", and {} of layers in {} reads", size(layers), count(layer_reads)));
+        }
         if beside > 0 {
             detail.push_str(&format!(", {} beside them", size(beside)));
         }
@@ -200,6 +212,7 @@ mod tests {
                 objects_written: 900,
                 beside_read_bytes: 0,
                 beside_written_bytes: 31,
+                ..KvWire::default()
             },
             gpu,
             timeline: vec![GpuPoint { decode_ratio: 0.25, no_work_ratio: 0.75, ..GpuPoint::default() }],
@@ -257,6 +270,19 @@ mod tests {
         assert_eq!(read(|m| m.operations.clear()), Some(Note), "seven objects are within the edges");
         assert_eq!(read(|m| m.operations[0].op = "list".into()), Some(Note));
         assert_eq!(read(|m| m.kv.as_mut().expect("kv").loaded_bytes -= 1), Some(Fail), "blocks of another size");
+        let in_layers = |m: &mut Member| {
+            let kv = m.kv.as_mut().expect("kv");
+            (kv.wire.layer_reads, kv.wire.layer_read_bytes) = (3, 300);
+            kv.loaded_bytes += 300;
+        };
+        assert_eq!(
+            after("wire-read", |m| (in_layers(m), m.operations[0].bytes += 300).1),
+            Some(Ok),
+            "layers count too"
+        );
+        assert_eq!(after("wire-read", |m| (in_layers(m), m.operations[0].bytes += 299).1), Some(Note));
+        let short = after("wire-read", |m| (in_layers(m), m.kv.as_mut().expect("kv").loaded_bytes -= 1).1);
+        assert_eq!(short, Some(Fail), "a range that was not what was asked for");
         let written = |change: fn(&mut Member)| after("wire-written", change);
         assert_eq!(written(|m| m.operations[2].bytes = 0), Some(Fail), "writes in parts are writes");
         assert_eq!(written(|m| m.kv.as_mut().expect("kv").wire.objects_written += 1), Some(Fail));

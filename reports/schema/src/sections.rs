@@ -233,6 +233,12 @@ pub struct KvWire {
     pub beside_read_bytes: u64,
     /// Bytes written that belong to no block.
     pub beside_written_bytes: u64,
+    /// Reads of groups of layers of blocks' objects (layer-wise loading), which are not among `objects_read`.
+    #[serde(default)]
+    pub layer_reads: u64,
+    /// Bytes those asked for.
+    #[serde(default)]
+    pub layer_read_bytes: u64,
 }
 
 /// Payload ÷ time in which at least one body was on its way (reads from their first byte, writes from their sending): what

@@ -99,9 +99,9 @@ impl Metrics {
         self.until.is_none() && at >= self.from
     }
 
-    /// An operation came back; `data` if it carried a block's own bytes. It is one of the window's by its intended start,
+    /// An operation came back; `data` if it carried a block's own bytes, `layers` if only some layers of them. It is one of the window's by its intended start,
     /// whenever it ends.
-    pub(super) fn wire(&mut self, op: &Op, outcome: &Outcome, data: bool) {
+    pub(super) fn wire(&mut self, op: &Op, outcome: &Outcome, data: bool, layers: bool) {
         let within = outcome.intended >= self.from && self.until.is_none_or(|until| outcome.intended < until);
         if !within || outcome.result.is_err() {
             return;
@@ -113,7 +113,11 @@ impl Metrics {
             }
             Verb::Stat | Verb::List | Verb::Delete => return,
         };
-        if data {
+        if layers {
+            *bytes += outcome.bytes;
+            self.wire.layer_reads += 1;
+            self.wire.layer_read_bytes += op.bytes;
+        } else if data {
             *objects += 1;
             *bytes += outcome.bytes;
         } else {

@@ -37,6 +37,8 @@ mod client_tests;
 #[cfg(test)]
 mod loading_tests;
 #[cfg(test)]
+mod scale_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod tier_tests;
@@ -191,7 +193,7 @@ impl Kv {
         let Some((tier, exchanged)) = self.tiers.landed(tag, outcome) else { return };
         match tier {
             Tier::G3 => self.tiers.metrics.drive(op, outcome, exchanged.data),
-            Tier::G4 => self.tiers.metrics.wire(op, outcome, exchanged.data),
+            Tier::G4 => self.tiers.metrics.wire(op, outcome, exchanged.data, exchanged.part.is_some()),
         }
         let worker = exchanged.worker;
         if !self.tiers.stopped {
