@@ -8,7 +8,7 @@ use gpufeed_schema::{Baseline, Kv as KvSection};
 
 use crate::inference::CostModel;
 use crate::kv::capacity::load_ratio;
-use crate::kv::spec::{Exists, KvError, KvSpec, LoadPolicy};
+use crate::kv::spec::{Exists, KvError, KvSpec, LoadPolicy, Overlap};
 use crate::kv::{Kv, RequestShape, Requests, play};
 use crate::op::Tick;
 use crate::storage::{Instant, Storage};
@@ -49,13 +49,19 @@ pub fn baseline(
         BaselineKind::NoCache => {
             spec.shared_tier = false;
             spec.g2_bytes = Bytes(0);
+            spec.g3_bytes = Bytes(0);
         }
         BaselineKind::Local => spec.shared_tier = false,
         BaselineKind::IdealStorage => {
             spec.shared_tier = true;
+            spec.g4_bytes = None;
             spec.exists = Exists::Index;
             spec.shape = RequestShape::default();
             spec.load = LoadPolicy::BreakEven;
+            // Nothing to hide and nothing to give up, at many times fewer reads.
+            spec.overlap = Overlap::None;
+            spec.load_timeout = Duration::ZERO;
+            (spec.expected_latency, spec.expected_bytes_per_s) = (Duration::ZERO, None);
         }
     }
     let mut machine = Kv::new(spec, cost.clone(), Arc::clone(requests))?;
