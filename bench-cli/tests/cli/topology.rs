@@ -116,11 +116,13 @@ fn what_makes_no_sense_is_said_in_a_sentence() {
     };
     says(&["--kill-worker", "1@2s"], "--kill-worker 1@2s: there is no such worker, they count from 0 to 0");
     says(&["--restart", "0@2s"], "that worker does not die before");
-    says(&["--kill-worker", "one"], "write it like 2@30s");
     says(&["--topology", "disaggregated"], "needs --prefill-workers and --decode-workers");
     says(&["--prefill-workers", "1"], "give --topology disaggregated too");
     says(&["--load", "0"], "give one above 0");
     says(&["--load", "0.5", "--rate-scale", "2"], "give one of them");
     says(&["--load", "0.5", "--sessions"], "give one of them");
     says(&["--matrix", "--no-baselines"], "leave --no-baselines out");
+    let ended = place.run(&["run", "kv", "--kill-worker", "one"]);
+    assert_eq!(ended.status.code(), Some(2));
+    assert!(ended.err.contains("`one` is not WORKER@TIME: write it like 2@30s"), "{}", ended.err);
 }

@@ -136,9 +136,11 @@ impl Kv {
         let ids = &requests.blocks(request)[..request.prompt_blocks as usize];
         let pool = self.tiers.spec.pools().0;
         let turn = self.dispatch.turn;
+        // The same for every worker.
+        let shared = self.tiers.shared_match(ids);
         let chosen = self.route(&pool, turn, request.input_tokens.div_ceil(requests.block_tokens()), |kv, i| {
             let worker = &kv.workers[i];
-            let matched = kv.tiers.tier_match(i, ids, worker.pool().match_prefix(ids));
+            let matched = kv.tiers.tier_match(i, ids, worker.pool().match_prefix(ids), shared);
             let (tokens, jobs) = kv.dispatch.on_the_way[i];
             Candidate {
                 matched_blocks: matched,

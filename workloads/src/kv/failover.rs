@@ -93,16 +93,24 @@ impl Tiers {
         self.drives.worker_lost(worker);
     }
 
-    /// Blocks of `ids` by the tier a worker finds them in, G1 to G4, `held` of them in GPU memory.
-    pub(super) fn tier_match(&self, worker: usize, ids: &[u64], held: usize) -> [u64; 4] {
-        let here = self.local_match(worker, ids, held);
-        let shared = if self.spec.shared_tier && self.spec.router.g4 > 0.0 {
-            ids[here..].iter().take_while(|id| self.shared.contains(**id)).count()
+    /// Blocks of `ids` from the first on that the target holds, as far as routing cares.
+    pub(super) fn shared_match(&self, ids: &[u64]) -> usize {
+        let counts = self.spec.shared_tier && self.spec.router.g4 > 0.0;
+        if counts { ids.iter().take_while(|id| self.shared.contains(**id)).count() } else { 0 }
+    }
+
+    /// Blocks of `ids` by the first tier that a worker finds them in, G1 to G4: `held` of them are in GPU memory, and the
+    /// target has the first `shared`.
+    pub(super) fn tier_match(&self, worker: usize, ids: &[u64], held: usize, shared: usize) -> [u64; 4] {
+        let host = self.local_match(worker, ids, held);
+        let drive = if self.drives.exist() {
+            host + ids[host..].iter().take_while(|id| self.drives.contains(worker as u32, **id)).count()
         } else {
-            0
+            host
         };
-        let near = ids[here..].iter().take_while(|id| self.drives.contains(worker as u32, **id)).count();
-        [held as u64, (here - held) as u64, near as u64, shared as u64]
+        // Behind a block that the target lacks, it is asked again.
+        let beyond = if drive <= shared { shared - drive } else { self.shared_match(&ids[drive..]) };
+        [held, host - held, drive - host, beyond].map(|blocks| blocks as u64)
     }
 }
 
