@@ -2,5 +2,6 @@
 
 mod fixtures;
 mod html;
+mod search;
 mod text;
 mod verdict;
