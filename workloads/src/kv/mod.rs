@@ -56,7 +56,7 @@ pub use client::RequestShape;
 pub use play::{Counted, Moved, play};
 pub use requests::{Request, Requests, Turn};
 pub use route::{Candidate, route};
-pub use spec::{Exists, KvError, KvSpec, LoadPolicy, Overlap, OutputBlocks, QueueFull, Routing, WritePolicy};
+pub use spec::{Exists, KvError, KvSpec, LoadPolicy, LoadWait, Overlap, OutputBlocks, QueueFull, Routing, WritePolicy};
 pub use topology::{Outage, RouterWeights, Topology};
 pub use working_set::WorkingSet;
 
@@ -250,6 +250,17 @@ impl Kv {
     fn flush(&mut self, now: Tick, out: &mut Actions) {
         self.act();
         self.rewrite(now);
+        let served = self.dispatch.all_arrived() && self.tiers.unfinished == 0;
+        if served {
+            // Nobody is left to read what still waits to be written.
+            self.tiers.drop_writes(now);
+            self.rewrite(now);
+        }
+        for (worker, job) in std::mem::take(&mut self.tiers.hurried) {
+            // Just before the iteration ends, so that what came by then is in the next one.
+            let end = self.workers[worker as usize].iteration_end(now);
+            self.tiers.hurry(end.map_or(now, |end| Tick(end.0 - 1).max(now)), worker, job);
+        }
         self.tiers.close_copy();
         self.tiers.submits().for_each(|submit| out.submit(submit));
         self.tiers.wakes.drain(..).for_each(|(at, wake)| out.wake(at, wake.tag()));
@@ -259,12 +270,6 @@ impl Kv {
                 self.promised[index] = due;
                 out.wake(due.unwrap_or_default(), Wake::Worker { worker: index as u32 }.tag());
             }
-        }
-        let served = self.dispatch.all_arrived() && self.tiers.unfinished == 0;
-        if served {
-            // Nobody is left to read what still waits to be written.
-            self.tiers.drop_writes(now);
-            self.rewrite(now);
         }
         if served && self.tiers.quiet() {
             out.finish();
@@ -301,6 +306,9 @@ impl Kv {
             ("KV bytes per token", Bytes(cost.kv_bytes_per_token as u64).to_string()),
             ("GPU memory blocks per worker (G1)", hbm_blocks.to_string()),
             ("host memory per worker (G2)", spec.g2_bytes.to_string()),
+            ("local drive per node (G3)", spec.g3_bytes.to_string()),
+            ("shared tier (G4)", shared_tier(spec)),
+            ("writes", format!("{:?}", spec.write_policy)),
             ("routing", format!("{:?}", spec.routing)),
             ("load or recompute", format!("{:?}", spec.load)),
             ("reads in flight per worker", spec.get_in_flight.to_string()),
@@ -467,5 +475,14 @@ impl Workload for Kv {
 
     fn section(&self, measured: (Tick, Tick)) -> Section {
         Section::Kv(Box::new(self.report(measured)))
+    }
+}
+
+/// What the shared tier may hold, in words.
+fn shared_tier(spec: &KvSpec) -> String {
+    match spec.g4_bytes {
+        _ if !spec.shared_tier => "none".to_owned(),
+        Some(bytes) => bytes.to_string(),
+        None => "unbounded".to_owned(),
     }
 }

@@ -217,6 +217,8 @@ impl Tiers {
     /// Gives up the writes that were not begun: there is nobody left to read them.
     pub(super) fn drop_writes(&mut self, at: Tick) {
         self.over = true;
+        let workers = 0..self.locals.len() as u32;
+        workers.clone().for_each(|worker| self.resume_stalled(at, worker));
         let (broken, silent) = self.target.drop_stores();
         self.metrics.unwritten_blocks += broken;
         for (_, id) in silent {
@@ -227,8 +229,7 @@ impl Tiers {
         for (worker, id) in silent {
             self.drives.written(worker, id, false);
         }
-        for worker in 0..self.locals.len() as u32 {
-            self.resume_stalled(at, worker);
-        }
+        // What is left is deletions, and blocks on their way from a drive.
+        workers.for_each(|worker| self.pump(at, worker));
     }
 }
