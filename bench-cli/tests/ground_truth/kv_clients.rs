@@ -14,7 +14,7 @@ use gpufeed_workloads::random::mix;
 use gpufeed_workloads::trace::Trace;
 use serde_json::Value;
 
-use super::support::{Run, run_with};
+use super::support::{GPUFEED, Run, run_with};
 
 /// A line of the access log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,17 +128,19 @@ fn kvbm_asks_the_server_what_the_real_client_would() {
             let parent =
                 position.checked_sub(1).map(|before| format!(":{}", base58(hashes[before]))).unwrap_or_default();
             let name = format!("{position}:{}{parent}", base58(hash));
-            let data =
-                |op: &str, status, bytes| [0, 1].map(|rank| line(op, &format!("x/kv/{rank}/{name}"), status, bytes));
-            let beside = |op: &str, of: &str, status, bytes| [line(op, &format!("x/kv/{name}.{of}"), status, bytes)];
+            let data = |op: &str, status, bytes| {
+                [0, 1].map(|rank| line(op, &format!("x/gpufeed/kv/{rank}/{name}"), status, bytes))
+            };
+            let beside =
+                |op: &str, of: &str, status, bytes| [line(op, &format!("x/gpufeed/kv/{name}.{of}"), status, bytes)];
             let steps = [
-                &data("stat", 404, 0)[..],
-                &beside("stat", "meta", 404, 0),
+                &data("head", 404, 0)[..],
+                &beside("head", "meta", 404, 0),
                 &beside("put", "lock", 200, lock),
                 &data("put", 200, object),
                 &beside("put", "meta", 200, 0),
                 &beside("delete", "lock", 204, 0),
-                &data("stat", 200, 0),
+                &data("head", 200, 0),
                 &data("get", 200, object),
             ];
             let steps = if again { &steps[..] } else { &steps[..6] };
@@ -167,13 +169,13 @@ fn lmcache_asks_the_server_what_the_real_client_would() {
     let (run, hashes, lines) = run_client("lmcache", 600, 256);
     let object = 256 * 65_536;
     let of = |op: &str, hash: u64, status, bytes| {
-        [0, 1].map(|rank| line(op, &format!("x/kv/llama-3.1-8b@2@{rank}@{hash:016x}@bfloat16"), status, bytes))
+        [0, 1].map(|rank| line(op, &format!("x/gpufeed/kv/llama-3.1-8b@2@{rank}@{hash:016x}@bfloat16"), status, bytes))
     };
     let mut wanted = Vec::new();
     for hashes in &hashes {
         assert_eq!(hashes.len(), 2);
         // The first chunk is not there, so no other is asked for. What a client wrote it never asks for again.
-        wanted.extend(of("stat", hashes[0], 404, 0));
+        wanted.extend(of("head", hashes[0], 404, 0));
         wanted.extend(hashes.iter().flat_map(|&hash| of("put", hash, 200, object)));
     }
     let read: Vec<Line> = hashes[0].iter().flat_map(|&hash| of("get", hash, 200, object)).collect();
@@ -184,8 +186,66 @@ fn lmcache_asks_the_server_what_the_real_client_would() {
         for rank in [0, 1] {
             let key = format!("@{rank}@{hash:016x}@");
             let ops: Vec<&str> = lines.iter().filter(|l| l.key.contains(&key)).map(|l| l.op.as_str()).collect();
-            assert!(matches!(ops[..], ["put"] | ["put", "get"] | ["stat", "put"] | ["stat", "put", "get"]), "{ops:?}");
+            assert!(matches!(ops[..], ["put"] | ["put", "get"] | ["head", "put"] | ["head", "put", "get"]), "{ops:?}");
         }
     }
     assert_eq!(run.member()["kv"]["hits_by_tier"]["g4"], 512);
+}
+
+/// What `--dry-run` prints, or what it complains of.
+fn dry_run(args: &[&str]) -> Result<String, String> {
+    let base = ["run", "kv", "--dry-run"];
+    let output = std::process::Command::new(GPUFEED).args(base).args(args).output().expect("the program starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    match output.status.code() {
+        Some(0) => Ok(text(&output.stdout)),
+        Some(2) => Err(text(&output.stderr)),
+        other => panic!("{other:?}: {}", text(&output.stderr)),
+    }
+}
+
+#[test]
+fn other_clients_are_data() {
+    let plan = |client: &str, model: &str, gpu: &str, tp: &str| {
+        let text = dry_run(&["--client", client, "--model", model, "--gpu", gpu, "--tp", tp]).expect("a plan");
+        let plan: toml::Table = toml::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        plan["members"][0]["spec"]["kv"]["spec"].as_table().expect("a table").clone()
+    };
+    let of = |client: &str| plan(client, "llama-3.1-8b", "h100-sxm", "2");
+    let integer = |spec: &toml::Table, key: &str| spec[key].as_integer().expect("a number");
+    for (client, tokens, in_flight, per_rank) in [
+        ("kvbm", 16, 32, true),
+        ("kvbm-nixl", 16, 32, true),
+        ("lmcache", 256, 640, true),
+        ("mooncake", 512, 16, false),
+        ("vllm", 16, 16, false),
+        ("hicache", 64, 128, false),
+        ("memkv", 16, 64, false),
+        ("nixl-obj", 256, 16, false),
+    ] {
+        let spec = of(client);
+        assert_eq!(integer(&spec, "block_tokens"), tokens, "{client}");
+        assert_eq!(integer(&spec, "get_in_flight"), in_flight, "{client}");
+        assert_eq!(spec["per_rank"].as_bool(), Some(per_rank), "{client}");
+    }
+    let shape = |client: &str, key: &str| of(client)["shape"].get(key).cloned();
+    assert_eq!(shape("kvbm-nixl", "poll").as_ref().and_then(toml::Value::as_str), Some("50ms"));
+    assert_eq!(shape("hicache", "batch_blocks").and_then(|value| value.as_integer()), Some(128));
+    assert_eq!(shape("nixl-obj", "ranged_get").and_then(|value| value.as_bool()), Some(true));
+    assert_eq!(integer(&of("hicache"), "min_hit_tokens"), 256);
+    // The latent of MLA is the same on every rank: one copy.
+    assert_eq!(plan("lmcache", "deepseek-v3", "h200", "8")["per_rank"].as_bool(), Some(false));
+    // 2 MiB of a model with 327,680 bytes a token.
+    assert_eq!(integer(&plan("memkv", "llama-3.1-70b", "h100-sxm", "4"), "block_tokens"), 6);
+}
+
+#[test]
+fn a_block_that_no_target_takes_is_refused_at_once() {
+    let args = ["--gpu", "h100-sxm", "--model", "llama-3.1-8b", "--client", "plain", "--block-tokens"];
+    let error = dry_run(&[&args[..], &["50000"]].concat()).expect_err("refused");
+    let wanted = "a block of 50000 tokens of llama-3.1-8b is an object of 6.10 GiB, more than the 5 GiB that S3 takes in one \
+                  PUT: use --block-tokens 40960 or less";
+    assert!(error.contains(wanted), "{error}");
+    dry_run(&[&args[..], &["40960"]].concat()).expect("5 GiB are taken");
+    assert!(dry_run(&[&args[..], &["0"]].concat()).expect_err("refused").contains("--block-tokens must be at least 1"));
 }

@@ -594,9 +594,11 @@ impl Exchange {
         self.queues[worker as usize].reads.len()
     }
 
-    /// Writes of a worker that wait to be sent.
+    /// Objects that a worker waits to write.
     pub(super) fn writes_waiting(&self, worker: u32) -> usize {
-        self.queues[worker as usize].writes.len()
+        // A block that begins with a question of its own has one turn for all of its objects.
+        let each = if self.client.store == Store::LockMeta { usize::from(self.shape.ranks) } else { 1 };
+        self.queues[worker as usize].writes.len() * each
     }
 
     /// Whether no operation is in flight.
