@@ -99,7 +99,9 @@ pub(super) fn of_kv(page: &mut String, id: &str, duration_s: f64, kv: &Kv, most_
 fn load_bytes_per_s(kv: &Kv) -> Option<f64> {
     let took_s = |latency: &Latency| mean_ns(latency) * latency.count as f64 / 1e9;
     let took_s = [&kv.load.last_block.summary, &kv.ttft_parts.load].map(took_s).into_iter().find(|s| *s > 0.0)?;
-    (kv.loaded_bytes > 0).then(|| kv.loaded_bytes as f64 / took_s)
+    // Bytes of the model's blocks, as the curve has them, where a run's objects are scaled down.
+    let bytes = kv.loaded_tokens as f64 * kv.block_bytes as f64 / kv.block_tokens.max(1) as f64;
+    (bytes > 0.0).then_some(bytes / took_s)
 }
 
 fn break_even(id: &str, kv: &Kv) -> Chart {
