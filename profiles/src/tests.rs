@@ -593,3 +593,20 @@ fn an_override_that_does_not_fit_is_named() {
         assert!(parse(text).contains("write it as section.key=value"), "{text}");
     }
 }
+
+#[test]
+fn a_calibrated_profile_is_read_as_a_gpu() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/calibrate/example.toml");
+    let measured = gpu(path, &plain()).expect("what the script writes");
+    assert_eq!(measured.name, "nvidia-example-h100-measured");
+    assert_eq!(measured.host_link_bytes_per_s, BytesPerSec(50e9));
+    near(measured.gemm_rate(Dtype::Bf16).0, 0.506 * 989e12, 1e-9, "GEMMs");
+    near(measured.kv_batch_loss_ratio.of(Dtype::Fp8), 0.208, 1e-9, "batched reads, of the only format measured");
+    // The script writes just the keys of the example, each with a source.
+    let script = include_str!("../calibrate/calibrate.py");
+    let written: Table = toml::from_str(include_str!("../calibrate/example.toml")).expect("TOML");
+    for key in written.keys().filter(|key| *key != "sources") {
+        assert!(script.contains(&format!("\"{key}\": ")), "{key} is not written by the script");
+        assert!(key == "name" || source_of(&measured.sources, key).is_some(), "{key} has no source");
+    }
+}

@@ -370,7 +370,8 @@ mod tests {
         let eight = served("llama-3.1-8b", "h100-sxm", "vllm", 8).itl(1, 1000);
         let vllm = engine("vllm", &Overrides::default()).expect("vllm");
         let host = vllm.step_time + 32 * vllm.launch_time + vllm.sequence_time;
-        assert_eq!(u128::from(eight.ns()), host.as_nanos());
+        // Terms are rounded one by one.
+        assert!(u128::from(eight.ns()).abs_diff(host.as_nanos()) < 7, "{eight:?} of {host:?}");
         assert!(term(&eight, "host_wait") > 0 && term(&eight, "all_reduce") > 64 * 6000);
     }
 

@@ -8,6 +8,7 @@ mod interrupts;
 mod load;
 mod outputs;
 mod plans;
+mod predictions;
 mod program;
 mod reach;
 mod targets;
