@@ -359,7 +359,7 @@ fn topology(page: &mut Page, kv: &Kv) {
     }
     if let Some(failover) = &kv.failover {
         let text = format!(
-            "{} workers died ({} of GPU time): {} requests went on elsewhere, {} failed; of {} tokens lost, {} were \
+            "Workers died: {} ({} of GPU time down); {} requests went on elsewhere, {} failed; of {} tokens lost, {} were \
              loaded from the shared tier, {} found where they went, {} computed again",
             count(failover.workers_lost),
             percent(kv.gpu.down_ratio),

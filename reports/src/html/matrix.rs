@@ -88,7 +88,7 @@ pub(super) fn topology(page: &mut String, kv: &Kv) {
     if let Some(failover) = &kv.failover {
         let _ = write!(
             page,
-            "<h3>Workers lost</h3><p>{} died; {} requests went on elsewhere, {} failed. Of {} tokens they had in GPU \
+            "<h3>Workers lost</h3><p>Workers that died: {}; {} requests went on elsewhere, {} failed. Of {} tokens they had in GPU \
              memory, {} were loaded from the shared tier, {} found where they went, {} computed again.</p>",
             count(failover.workers_lost),
             count(failover.moved_requests),
@@ -98,5 +98,56 @@ pub(super) fn topology(page: &mut String, kv: &Kv) {
             count(failover.found_tokens),
             count(failover.recomputed_tokens),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gpufeed_schema::{Baseline, Failover, GpuPool, GpuTime, MatrixCell};
+
+    use super::*;
+
+    #[test]
+    fn a_plain_run_says_nothing_and_others_show_each_figure() {
+        let mut page = String::new();
+        topology(&mut page, &Kv::default());
+        assert_eq!(page, "");
+        let cell = |shared_tier, source: &str| MatrixCell {
+            routing: "kv-aware".to_owned(),
+            shared_tier,
+            source: source.to_owned(),
+            figures: Baseline { token_hit_ratio: Some(0.25), ..Baseline::default() },
+        };
+        let pool = |name: &str, decode_ratio| GpuPool {
+            name: name.to_owned(),
+            workers: 3,
+            gpu: GpuTime { decode_ratio, total_ns: 1, ..GpuTime::default() },
+        };
+        let kv = Kv {
+            matrix: vec![cell(false, "model"), cell(true, "measured")],
+            gpu_pools: vec![pool("prefill", 0.0), pool("decode", 0.875)],
+            failover: Some(Failover {
+                workers_lost: 1,
+                moved_requests: 17,
+                loaded_tokens: 4096,
+                ..Failover::default()
+            }),
+            transferred_bytes: 3 << 30,
+            ..Kv::default()
+        };
+        topology(&mut page, &kv);
+        for words in [
+            "kv-aware, shared tier",
+            "kv-aware, local tiers only",
+            "<td>measured</td>",
+            "<td>model</td>",
+            "<td>25.0%</td>",
+            "<th scope=\"row\">decode</th>",
+            "<td>87.5%</td>",
+            "17 requests went on elsewhere",
+            "4,096 were loaded from the shared tier",
+        ] {
+            assert!(page.contains(words), "{words} in {page}");
+        }
     }
 }
