@@ -194,8 +194,23 @@ mod tests {
     const UNSCALED: Offered = Offered { per_s: None, time_scale: 1.0 };
 
     fn ops(latency: Latency) -> Member {
-        let response_time = Distribution { summary: latency, ladder: Vec::new() };
-        Member { operations: vec![Operation { response_time, ..Operation::default() }], ..Member::default() }
+        let time = Distribution { summary: latency, ladder: Vec::new() };
+        let operation = Operation {
+            op: "get".to_owned(),
+            transport: "mem".to_owned(),
+            carrier: "none".to_owned(),
+            count: latency.count,
+            errors: std::collections::BTreeMap::new(),
+            attempts: latency.count,
+            bytes: 0,
+            bytes_per_s: 0.0,
+            ops_per_s: 0.0,
+            service_time: time.clone(),
+            response_time: time,
+            schedule_slip: Latency::default(),
+            first_byte: Latency::default(),
+        };
+        Member { operations: vec![operation], ..Member::default() }
     }
 
     fn judged(member: &Member, criterion: Criterion) -> Result<bool, String> {

@@ -74,7 +74,7 @@ impl Parameter {
 #[derive(Debug)]
 enum Probe {
     Training(TrainingArgs),
-    Kv(KvArgs),
+    Kv(Box<KvArgs>),
     Rag(RagArgs),
     Depth(OpsArgs),
     Rate(OpsArgs),
@@ -174,7 +174,7 @@ fn kv(KvSearch { mut run, knee, share, virtual_baselines }: KvSearch) -> anyhow:
     let criterion = Criterion::Goodput { share_ratio: ratio("--share", &share)?, slo_ttft_ns: nanos(slo) };
     let levels = Levels { least: 0.125, most: 64.0, start: 1.0, whole: false };
     let shared = run.shared.clone();
-    let request = finish(Probe::Kv(run), Parameter::RateScale, criterion, &levels, &knee, shared)?;
+    let request = finish(Probe::Kv(Box::new(run)), Parameter::RateScale, criterion, &levels, &knee, shared)?;
     Ok(Request { virtual_baselines, ..request })
 }
 
@@ -335,7 +335,7 @@ impl Probe {
         let workload = match self {
             Self::Training(args) => WorkloadArgs::Training(TrainingArgs { accelerators: count, ..args.clone() }),
             Self::Kv(args) => {
-                let mut args = args.clone();
+                let mut args = KvArgs::clone(args);
                 args.inference.rate_scale = level;
                 WorkloadArgs::Kv(args)
             }
