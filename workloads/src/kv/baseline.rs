@@ -8,7 +8,7 @@ use gpufeed_schema::{Baseline, Kv as KvSection};
 
 use crate::inference::CostModel;
 use crate::kv::capacity::load_ratio;
-use crate::kv::spec::{Exists, KvError, KvSpec, LoadPolicy, Overlap};
+use crate::kv::spec::{Exists, KvError, KvSpec, LoadPolicy, LoadWait, Overlap};
 use crate::kv::{Kv, RequestShape, Requests, play};
 use crate::op::Tick;
 use crate::storage::{Instant, Storage};
@@ -33,17 +33,9 @@ pub struct Window {
     pub length: Option<Duration>,
 }
 
-/// Plays `requests` on storage of the given kind over the same window as the run itself. Time is not scaled: results compare with scaled ones, which are divided by their scale.
-///
-/// # Errors
-/// As [`Kv::new`].
-pub fn baseline(
-    spec: &KvSpec,
-    cost: &CostModel,
-    requests: &Arc<Requests>,
-    kind: BaselineKind,
-    window: Window,
-) -> Result<KvSection, KvError> {
+/// The run on storage of the given kind, at its own pace.
+#[must_use]
+pub fn of_kind(spec: &KvSpec, kind: BaselineKind) -> KvSpec {
     let mut spec = KvSpec { time_scale: 1.0, ..spec.clone() };
     match kind {
         BaselineKind::NoCache => {
@@ -60,10 +52,25 @@ pub fn baseline(
             spec.load = LoadPolicy::BreakEven;
             // Nothing to hide and nothing to give up, at many times fewer reads.
             spec.overlap = Overlap::None;
-            spec.load_timeout = Duration::ZERO;
+            (spec.load_wait, spec.load_timeout) = (LoadWait::WaitComplete, Duration::ZERO);
             (spec.expected_latency, spec.expected_bytes_per_s) = (Duration::ZERO, None);
         }
     }
+    spec
+}
+
+/// Plays `requests` on storage of the given kind over the same window as the run itself. Time is not scaled: results compare with scaled ones, which are divided by their scale.
+///
+/// # Errors
+/// As [`Kv::new`].
+pub fn baseline(
+    spec: &KvSpec,
+    cost: &CostModel,
+    requests: &Arc<Requests>,
+    kind: BaselineKind,
+    window: Window,
+) -> Result<KvSection, KvError> {
+    let spec = of_kind(spec, kind);
     let mut machine = Kv::new(spec, cost.clone(), Arc::clone(requests))?;
     let measure = Tick::ZERO + window.warm_up;
     let end = play(&mut machine, Instant, measure, window.length.map(|length| measure + length));

@@ -364,6 +364,45 @@ fn a_load_that_takes_too_long_is_given_up() {
     assert_eq!((section.load.given_up, section.load.loads, section.hits_by_tier.g4), (0, 1, 19 * BLOCK));
 }
 
+#[test]
+fn best_effort_holds_nobody_up() {
+    // An idle worker computes at once; what it had asked for comes for nobody.
+    let spec = KvSpec { g1_blocks: Some(20), get_in_flight: 4, load_wait: LoadWait::BestEffort, ..spec() };
+    let section = play(&spec, &requests(&EVICTED), Duration::from_millis(100));
+    assert_eq!((section.hits_by_tier.g4, section.recomputed_tokens["timed-out"]), (0, 19 * BLOCK));
+    assert_eq!((section.load.given_up, section.load.late_bytes), (1, 4 * BLOCK_BYTES));
+    assert_eq!(section.ttft_parts.load.max_ns, Some(0));
+    // A worker that prefills something else (8192 tokens of it at a time) gives the reads that long.
+    let list = [EVICTED[0], EVICTED[1], (8000, 3, 16_384, 1), (8001, 1, 10_240, 1)];
+    let chunk_ns = llama_8b_h100().prefill_ns(0, 8192, 8192);
+    let rest_ns = llama_8b_h100().prefill_ns(8192, 8192, 8192);
+    let spec = KvSpec { g1_blocks: Some(60), max_num_batched_tokens: 8192, ..spec };
+    let list = [(0, 1, 10_240, 1), (2000, 2, 60 * BLOCK, 1), list[2], list[3]];
+    let section = play(&spec, &requests(&list), Duration::from_millis(10));
+    assert_eq!(section.completed, 4);
+    // The load begins when the last chunk before it leaves room: at the latest when that chunk ends.
+    let most = ((chunk_ns + rest_ns) / 10e6) as u64 * 4;
+    let got = section.hits_by_tier.g4 / BLOCK;
+    assert!(got <= most.min(19), "{got} blocks of at most {most}");
+    assert_eq!(section.hits_by_tier.g4 + section.recomputed_tokens["timed-out"], 19 * BLOCK);
+}
+
+#[test]
+fn knobs_of_loading_say_what_is_wrong() {
+    let error = |spec: KvSpec| spec.check().expect_err("a bad plan").to_string();
+    assert_eq!(error(KvSpec { layers_per_read: 0, ..spec() }), "`layers_per_read` is 0; it must be at least 1");
+    assert_eq!(
+        error(KvSpec { load_wait: LoadWait::Timeout, ..spec() }),
+        "`load_timeout` is 0; it must be above 0 where `load_wait` is `timeout`"
+    );
+    assert_eq!(
+        error(KvSpec { expected_bytes_per_s: Some(BytesPerSec(0.0)), ..spec() }),
+        "`expected_bytes_per_s` is 0; it must be above 0; leave it out to expect the best"
+    );
+    let best = KvSpec { load_wait: LoadWait::BestEffort, overlap: Overlap::LayerWise, ..spec() };
+    assert!(error(best).starts_with("`load_wait` is `best-effort`; it must be `wait-complete` or `timeout`"));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::inference::{Begin, Job, Phase, Reason, Slot};
 use crate::kv::exchange::{Answer, Landed as Exchanged};
 use crate::kv::hindsight::Choice;
-use crate::kv::spec::{Exists, Overlap};
+use crate::kv::spec::{Exists, LoadWait, Overlap};
 use crate::kv::tiers::{Tier, Tiers, Wake};
 use crate::op::{ErrorKind, Tick};
 
@@ -208,6 +208,9 @@ impl Tiers {
             self.wakes.push((deadline, Wake::LoadOverdue { worker, job }));
         }
         self.loads.insert(job, load);
+        if waits && self.spec.load_wait == LoadWait::BestEffort {
+            self.hurried.push((worker, job));
+        }
         if waits {
             self.pump(at, worker);
         } else {
@@ -434,6 +437,15 @@ impl Tiers {
     /// took with it when it died.
     pub(super) fn load_copied(&self, now: Tick, worker: u32, job: u32) -> bool {
         self.loads.get(&job).is_some_and(|load| load.worker == worker && load.outstanding == 0 && load.copied <= now)
+    }
+
+    /// A load may take no longer than until `at`.
+    pub(super) fn hurry(&mut self, at: Tick, worker: u32, job: u32) {
+        if let Some(load) = self.loads.get_mut(&job).filter(|load| load.worker == worker && load.outstanding > 0) {
+            let deadline = load.deadline.map_or(at, |deadline| deadline.min(at));
+            load.deadline = Some(deadline);
+            self.wakes.push((deadline, Wake::LoadOverdue { worker, job }));
+        }
     }
 
     /// A load has taken as long as it may: what has come is used as far as it goes without a hole, the rest is computed.

@@ -50,7 +50,7 @@ use std::sync::Arc;
 use gpufeed_profiles::units::{Bytes, BytesPerSec, FlopsPerSec};
 use gpufeed_schema::{ClosedOrOpen, GpuPool, Kv as KvSection, Section, TransferRates};
 
-pub use baseline::{BaselineKind, Window, baseline, fill_baselines, fill_target_model, headline, useful_ratio};
+pub use baseline::{BaselineKind, Window, baseline, fill_baselines, fill_target_model, headline, of_kind, useful_ratio};
 pub use capacity::capacity_per_s;
 pub use client::RequestShape;
 pub use play::{Counted, Moved, play};

@@ -70,6 +70,19 @@ impl Overlap {
     }
 }
 
+/// How long a request waits for its prefix; the values are those of SGLang HiCache's prefetch policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoadWait {
+    /// Until it is complete, or for as long as `load_timeout` says.
+    #[default]
+    WaitComplete,
+    /// Until the GPU could compute it: to the end of the iteration in progress, not at all on an idle worker.
+    BestEffort,
+    /// For as long as `load_timeout` says.
+    Timeout,
+}
+
 /// How a worker learns what the target holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -175,6 +188,8 @@ pub struct KvSpec {
     pub overlap: Overlap,
     /// Layers each read brings where it does.
     pub layers_per_read: u32,
+    /// How long a request waits for its prefix.
+    pub load_wait: LoadWait,
     /// A load that takes longer is given up, and what has not come is computed; zero for no limit.
     #[serde(with = "units::duration")]
     pub load_timeout: Duration,
@@ -258,6 +273,7 @@ impl Default for KvSpec {
             load: LoadPolicy::default(),
             overlap: Overlap::default(),
             layers_per_read: 1,
+            load_wait: LoadWait::default(),
             load_timeout: Duration::ZERO,
             expected_latency: Duration::ZERO,
             expected_bytes_per_s: None,
@@ -357,6 +373,19 @@ impl KvSpec {
             if value == 0 {
                 return Err(KvError::Knob { name, value: "0".to_owned(), must: "at least 1" });
             }
+        }
+        if self.load_wait == LoadWait::Timeout && self.load_timeout.is_zero() {
+            let must = "above 0 where `load_wait` is `timeout`";
+            return Err(KvError::Knob { name: "load_timeout", value: "0".to_owned(), must });
+        }
+        if self.load_wait == LoadWait::BestEffort && self.overlap == Overlap::LayerWise {
+            let must = "`wait-complete` or `timeout` where `overlap` is `layer-wise`: its loads never hold a request up";
+            return Err(KvError::Knob { name: "load_wait", value: "`best-effort`".to_owned(), must });
+        }
+        let unmet = |rate: &BytesPerSec| !(rate.0 > 0.0 && rate.0.is_finite());
+        if let Some(rate) = self.expected_bytes_per_s.filter(unmet) {
+            let (name, value) = ("expected_bytes_per_s", rate.0.to_string());
+            return Err(KvError::Knob { name, value, must: "above 0; leave it out to expect the best" });
         }
         let most = [("workers", u64::from(self.workers), 65_535), ("g1_blocks", self.g1_blocks.unwrap_or(1), 1 << 31)];
         for (name, value, most) in most {

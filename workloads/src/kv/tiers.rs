@@ -163,6 +163,8 @@ pub(super) struct Tiers {
     pub(super) foregone: FxHashMap<u32, Choice>,
     /// When each group of layers of a job that came layer by layer is in GPU memory, until its worker is told.
     pub(super) layers: FxHashMap<u32, Vec<Tick>>,
+    /// Loads just begun that may not hold their worker up.
+    pub(super) hurried: Vec<(u32, u32)>,
     /// Blocks a job got from each tier.
     pub(super) got: FxHashMap<u32, Got>,
     pub(super) copies: Vec<Option<Copying>>,
@@ -236,6 +238,7 @@ impl Tiers {
             verdicts: FxHashMap::default(),
             foregone: FxHashMap::default(),
             layers: FxHashMap::default(),
+            hurried: Vec::new(),
             got: FxHashMap::default(),
             copies: Vec::new(),
             open_copy: None,

@@ -76,6 +76,12 @@ impl Worker {
         self.wake_up(now, host);
     }
 
+    /// When the iteration in progress at `now` ends; none if there is none, or if that is not known yet.
+    #[must_use]
+    pub fn iteration_end(&self, now: Tick) -> Option<Tick> {
+        self.run.ends.iter().find(|end| **end > now.0).map(|end| Tick(*end))
+    }
+
     pub(super) fn expect_layers(&mut self, sequence: &mut Sequence, blocks: usize) {
         let from = (sequence.computed / self.limits.block_tokens) as usize;
         self.overlaps.coming.push(Coming { job: sequence.job.id, from, to: blocks, came: None });
