@@ -10,13 +10,19 @@ use crate::op::{Condition, ErrorKind, Key, Op, Tick, Verb};
 #[derive(Debug)]
 pub struct Present<S> {
     storage: S,
-    objects: FxHashSet<Key>,
+    /// None where nobody asks: millions of objects need not be remembered for that.
+    objects: Option<FxHashSet<Key>>,
 }
 
 impl<S> Present<S> {
     /// `storage`, empty.
     pub fn new(storage: S) -> Self {
-        Self { storage, objects: FxHashSet::default() }
+        Self { storage, objects: Some(FxHashSet::default()) }
+    }
+
+    /// `storage` for somebody who knows by himself what he wrote: it holds whatever it is asked for.
+    pub const fn unasked(storage: S) -> Self {
+        Self { storage, objects: None }
     }
 }
 
@@ -26,12 +32,13 @@ impl<S: Storage> Storage for Present<S> {
         if answer.result.is_err() {
             return answer;
         }
-        let there = self.objects.contains(&op.key);
+        let Some(objects) = &mut self.objects else { return answer };
+        let there = objects.contains(&op.key);
         match op.verb {
             Verb::Get | Verb::Stat if !there => answer.result = Err(ErrorKind::NotFound),
             Verb::Put if there && op.condition == Condition::IfAbsent => answer.result = Err(ErrorKind::Condition),
-            Verb::Put | Verb::Multipart => _ = self.objects.insert(op.key),
-            Verb::Delete => _ = self.objects.remove(&op.key),
+            Verb::Put | Verb::Multipart => _ = objects.insert(op.key),
+            Verb::Delete => _ = objects.remove(&op.key),
             Verb::Get | Verb::Stat | Verb::List => {}
         }
         answer
