@@ -10,7 +10,7 @@ use gpufeed_profiles::Overrides;
 use gpufeed_profiles::units::{Bytes, show_duration};
 use gpufeed_schema::Kv as Section;
 use gpufeed_workloads::inference::CostModel;
-use gpufeed_workloads::kv::{Counted, Exists, Kv, KvSpec, LoadPolicy, Moved, Requests, play};
+use gpufeed_workloads::kv::{BaselineKind, Counted, Kv, KvSpec, Moved, Requests, of_kind, play};
 use gpufeed_workloads::op::Tick;
 use gpufeed_workloads::storage::Storage;
 
@@ -146,13 +146,12 @@ impl Case {
     /// # Errors
     /// When a knob is out of range or the model does not fit.
     pub(super) fn play(&self, tiers: Tiers, storage: impl Storage) -> anyhow::Result<Played> {
-        let mut spec = self.spec.clone();
-        spec.shared_tier = matches!(tiers, Tiers::Shared | Tiers::Ideal);
-        match tiers {
-            Tiers::No => spec.g2_bytes = Bytes(0),
-            Tiers::Ideal => (spec.exists, spec.load) = (Exists::Index, LoadPolicy::BreakEven),
-            Tiers::Local | Tiers::Shared => {}
-        }
+        let spec = match tiers {
+            Tiers::No => of_kind(&self.spec, BaselineKind::NoCache),
+            Tiers::Local => of_kind(&self.spec, BaselineKind::Local),
+            Tiers::Ideal => of_kind(&self.spec, BaselineKind::IdealStorage),
+            Tiers::Shared => KvSpec { shared_tier: true, ..self.spec.clone() },
+        };
         let mut machine = Kv::new(spec, self.cost.clone(), Arc::clone(&self.requests)).or_usage()?;
         let measure = Tick::ZERO + self.warm_up;
         let mut storage = Counted::new(storage);

@@ -8,6 +8,8 @@ mod predict;
 mod require;
 mod storage;
 pub(crate) mod sweep;
+#[cfg(test)]
+mod tests;
 mod text;
 mod validate;
 

@@ -212,7 +212,11 @@ impl Source {
     }
 }
 
-fn plan(args: &CapacityArgs, show: Show) -> anyhow::Result<CapacityPlan> {
+/// The plan itself.
+///
+/// # Errors
+/// When a flag makes no sense.
+pub(super) fn plan(args: &CapacityArgs, show: Show) -> anyhow::Result<CapacityPlan> {
     args.check()?;
     let case = args.case()?;
     let given =

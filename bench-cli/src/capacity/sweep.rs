@@ -56,27 +56,9 @@ pub enum SweepOf {
 /// # Errors
 /// When a flag makes no sense, or an output cannot be written.
 pub(super) fn run(args: &SweepArgs) -> anyhow::Result<Exit> {
-    let flags = &args.capacity;
-    let show = Show::fitting(flags.quiet || args.format == PlanFormat::Json);
-    let case = flags.case()?;
-    let given = match &flags.storage {
-        Some(text) => Some(Given::parse(text, flags.storage_concurrency, case.seed)?),
-        None => None,
-    };
-    let on = On {
-        case: &case,
-        crew: &Crew::new(show),
-        flags,
-        given: given.as_ref(),
-        concurrency: flags.storage_concurrency,
-    };
-    let sweep = match args.what {
-        SweepOf::Ttft => on.ttft()?,
-        SweepOf::Throughput => on.throughput()?,
-        SweepOf::BlockSize => on.block_size()?,
-        SweepOf::InFlight => on.in_flight()?,
-        SweepOf::G2 => on.g2()?,
-    };
+    let flags =
+        &CapacityArgs { quiet: args.capacity.quiet || args.format == PlanFormat::Json, ..args.capacity.clone() };
+    let sweep = table(flags, args.what)?;
     let page = |page: &mut Vec<u8>| gpufeed_reports::html::capacity::render_sweep(&sweep, page);
     if let Some(dir) = &flags.out {
         super::write(dir, &format!("sweep-{}", sweep.name), &sweep, page, Some(text::csv(&sweep)))?;
@@ -91,6 +73,27 @@ pub(super) fn run(args: &SweepArgs) -> anyhow::Result<Exit> {
         }
     }
     Ok(Exit::Passed)
+}
+
+/// The table itself.
+///
+/// # Errors
+/// When a flag makes no sense.
+pub(super) fn table(flags: &CapacityArgs, what: SweepOf) -> anyhow::Result<Sweep> {
+    let case = flags.case()?;
+    let given = match &flags.storage {
+        Some(text) => Some(Given::parse(text, flags.storage_concurrency, case.seed)?),
+        None => None,
+    };
+    let crew = Crew::new(Show::fitting(flags.quiet));
+    let on = On { case: &case, crew: &crew, flags, given: given.as_ref(), concurrency: flags.storage_concurrency };
+    match what {
+        SweepOf::Ttft => on.ttft(),
+        SweepOf::Throughput => on.throughput(),
+        SweepOf::BlockSize => on.block_size(),
+        SweepOf::InFlight => on.in_flight(),
+        SweepOf::G2 => on.g2(),
+    }
 }
 
 struct On<'a> {

@@ -82,7 +82,7 @@ impl Tolerance {
     }
 
     fn words(self) -> String {
-        let ratio = format!("{:.0}%", self.ratio * 100.0);
+        let ratio = format!("{}%", (self.ratio * 1000.0).round() / 10.0);
         self.or_ms.map_or_else(|| ratio.clone(), |ms| format!("{ratio} or {ms:.0} ms"))
     }
 }
