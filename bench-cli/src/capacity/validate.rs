@@ -230,8 +230,8 @@ fn text(rows: &[Row]) -> String {
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
-        "{:<22}{:<42}{:>10}{:>10}  {:<6}{:>7}  {:<13}{}",
-        "row", "what", "predicted", "published", "unit", "error", "within", "verdict"
+        "{:<22}{:<42}{:>10}{:>10}  {:<6}{:>7}  {:<13}verdict",
+        "row", "what", "predicted", "published", "unit", "error", "within"
     );
     for row in rows {
         let error = row.error_ratio.map_or_else(|| "–".to_owned(), |ratio| format!("{:+.1}%", ratio * 100.0));
