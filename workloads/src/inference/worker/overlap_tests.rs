@@ -97,7 +97,12 @@ fn closed_form(compute_ns: u64, loads: &[u64]) -> u64 {
 }
 
 fn one_after_the_other(start: u64, loads: &[u64]) -> Vec<Tick> {
-    loads.iter().scan(start, |at, l| Some(*at += l).map(|()| Tick(*at))).collect()
+    let mut at = start;
+    let next = |l: &u64| {
+        at += l;
+        Tick(at)
+    };
+    loads.iter().map(next).collect()
 }
 
 #[test]
