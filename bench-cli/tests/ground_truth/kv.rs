@@ -33,7 +33,7 @@ fn write_trace(path: &Path) {
 }
 
 /// The same plan on the virtual clock.
-fn model(plan: &Plan, shape: &str) -> Section {
+pub(super) fn model(plan: &Plan, shape: &str) -> Section {
     let SpecPlan::Kv(kv) = &plan.members[0].spec else { panic!("{:?}", plan.members[0].spec) };
     let TracePlan::File { path, .. } = &kv.trace else { panic!("a file") };
     let trace = Trace::load(path).expect("a trace");

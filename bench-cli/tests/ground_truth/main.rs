@@ -19,6 +19,7 @@ mod caps;
 mod faults;
 mod kv;
 mod kv_clients;
+mod kv_model;
 mod latency;
 mod nightly;
 mod stall;
