@@ -91,7 +91,7 @@ pub enum WorkloadArgs {
 /// Flags that every workload takes.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SharedArgs {
-    /// Where the data is: embedded, embedded:synth, s3://bucket/prefix, file:///dir, mem:
+    /// Where the data is: embedded, embedded:synth, s3://bucket/prefix, kv://host:9900/bucket, file:///dir, mem:
     /// [default: embedded]
     #[arg(long, help_heading = "Target")]
     pub target: Option<String>,
@@ -110,6 +110,9 @@ pub struct SharedArgs {
     /// Accept any TLS certificate
     #[arg(long, help_heading = "Target")]
     pub no_verify_tls: bool,
+    /// How an embedded target is reached
+    #[arg(long, value_enum, default_value_t = Wire::S3, help_heading = "Target")]
+    pub wire: Wire,
     /// Which S3 client does the measured operations
     #[arg(long, value_enum, default_value_t = S3Client::Raw, help_heading = "Target")]
     pub s3_client: S3Client,
@@ -350,6 +353,16 @@ pub enum Addressing {
     Virtual,
 }
 
+/// How an embedded target is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Wire {
+    /// S3 over HTTP
+    #[default]
+    S3,
+    /// The KV block protocol over TCP
+    Kv,
+}
+
 /// Which S3 client does the measured operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum S3Client {
@@ -430,6 +443,9 @@ pub struct ServeArgs {
     /// Address of the S3 endpoint
     #[arg(long, default_value = "127.0.0.1:9000", value_name = "ADDR", env = "GPUFEED_LISTEN")]
     pub listen: std::net::SocketAddr,
+    /// Address of the KV block protocol; `none` for none
+    #[arg(long, default_value = "127.0.0.1:9900", value_name = "ADDR", env = "GPUFEED_KV_LISTEN")]
+    pub kv_listen: String,
     /// Address of health and metrics; `none` for neither
     #[arg(long, default_value = "127.0.0.1:9090", value_name = "ADDR", env = "GPUFEED_METRICS_LISTEN")]
     pub metrics: String,
@@ -448,7 +464,7 @@ pub struct ServeArgs {
     /// Secret key
     #[arg(long, env = "GPUFEED_SECRET_KEY", hide_env_values = true)]
     pub secret_key: Option<String>,
-    /// Buckets to create at start; repeatable
+    /// Buckets to create at start; repeatable [default: gpufeed]
     #[arg(long)]
     pub bucket: Vec<String>,
     /// Domain for virtual-host style addresses; repeatable

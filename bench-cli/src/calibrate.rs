@@ -92,6 +92,7 @@ fn measure(split: &host::Split, duration: Duration, show: Show) -> anyhow::Resul
             shape: Vec::new(),
             server_cores: split.server.clone(),
             s3_client: "raw".to_owned(),
+            wire: "s3".to_owned(),
         },
         0,
     )?;

@@ -14,6 +14,7 @@ use gpufeed_engine::watch::Watch;
 use gpufeed_io::arena::Arena;
 use gpufeed_server::config::{Config, EtagKind, StoreKind};
 use gpufeed_transports::file::{FileConfig, FileStore, FileTarget};
+use gpufeed_transports::kv::{KvConfig, KvTarget};
 use gpufeed_transports::null::NullTarget;
 use gpufeed_transports::s3::{Addressing, Credentials, RawS3, S3Target, Tls};
 use gpufeed_workloads::machine::Workload;
@@ -24,9 +25,8 @@ use crate::embedded::Embedded;
 use crate::exit::usage;
 use crate::host;
 use crate::plan::TargetPlan;
+use crate::target::DEFAULT_BUCKET;
 
-/// Bucket of an embedded target.
-const EMBEDDED_BUCKET: &str = "gpufeed";
 /// Longest time a target may take to answer the first question.
 const FIRST_ANSWER: Duration = Duration::from_secs(20);
 /// Most memory of all payload buffers, as a share of the machine's.
@@ -46,6 +46,8 @@ enum Kind {
     Null,
     File(FileStore),
     S3(Box<S3>),
+    /// The same store by S3, where it is ours: to list and to clean up.
+    Kv(KvConfig, Option<Box<S3>>),
 }
 
 #[derive(Debug)]
@@ -79,7 +81,7 @@ impl Target {
                 let store = FileStore::open(&FileConfig::new(dir))?;
                 Ok(target(Kind::File(store)))
             }
-            TargetPlan::Embedded { store, capacity, shape, server_cores, s3_client } => {
+            TargetPlan::Embedded { store, capacity, shape, server_cores, s3_client, wire } => {
                 let store = match store.as_str() {
                     "mem" => StoreKind::Mem { capacity: *capacity },
                     "synth" => StoreKind::Synth { seed, capacity: *capacity },
@@ -88,7 +90,8 @@ impl Target {
                 let embedded = Embedded::start(Config {
                     store,
                     etag: EtagKind::Fast,
-                    buckets: vec![EMBEDDED_BUCKET.to_owned()],
+                    buckets: vec![DEFAULT_BUCKET.to_owned()],
+                    kv: (wire == "kv").then_some(([127, 0, 0, 1], 0).into()),
                     cores: server_cores.clone(),
                     shape: shape.clone(),
                     shape_seed: seed,
@@ -100,8 +103,27 @@ impl Target {
                     addressing: Addressing::Path,
                     ..Access::default()
                 };
-                let kind = Self::s3(&access, EMBEDDED_BUCKET, s3_client, false)?;
+                let s3 = Self::s3(&access, DEFAULT_BUCKET, s3_client, false)?;
+                let kind = match (wire.as_str(), embedded.kv) {
+                    ("s3", _) => Kind::S3(s3),
+                    ("kv", Some(address)) => {
+                        let credentials = Credentials::new(&embedded.key.access_key, &embedded.key.secret_key, None);
+                        let bucket = DEFAULT_BUCKET.to_owned();
+                        Kind::Kv(KvConfig { address: address.to_string(), credentials, bucket }, Some(s3))
+                    }
+                    (other, _) => return Err(usage(format!("a wire is s3 or kv, not `{other}`"))),
+                };
                 Ok(Self { kind, seed, embedded: Some(embedded) })
+            }
+            TargetPlan::Kv { address, bucket, aws_profile, .. } => {
+                let access = Access { aws_profile: aws_profile.clone(), ..Access::default() };
+                let credentials = block_on(async { Ok(access.session().await?.keys().await?.credentials) })?;
+                let config = KvConfig { address: address.clone(), credentials, bucket: bucket.clone() };
+                block_on(async {
+                    let check = tokio::time::timeout(FIRST_ANSWER, gpufeed_transports::kv::check(&config)).await;
+                    Ok(check.map_err(|_| no_answer(&format!("kv://{address}")))??)
+                })?;
+                Ok(target(Kind::Kv(config, None)))
             }
             TargetPlan::S3 { bucket, endpoints, region, aws_profile, addressing, verify_tls, s3_client, .. } => {
                 let access = Access {
@@ -121,12 +143,12 @@ impl Target {
                     },
                     tls: Tls { verify: *verify_tls, ca_bundle: None },
                 };
-                Ok(target(Self::s3(&access, bucket, s3_client, true)?))
+                Ok(target(Kind::S3(Self::s3(&access, bucket, s3_client, true)?)))
             }
         }
     }
 
-    fn s3(access: &Access, bucket: &str, client: &str, foreign: bool) -> anyhow::Result<Kind> {
+    fn s3(access: &Access, bucket: &str, client: &str, foreign: bool) -> anyhow::Result<Box<S3>> {
         let sdk_measures = match client {
             "raw" => false,
             "aws-sdk" => true,
@@ -140,7 +162,7 @@ impl Target {
             let check = tokio::time::timeout(FIRST_ANSWER, control.check()).await;
             check.map_err(|_| no_answer("the target"))??;
             let raw = S3Target::resolve(&session.raw(bucket).await?)?;
-            Ok(Kind::S3(Box::new(S3 { raw, session, bucket: bucket.to_owned(), sdk_measures, foreign })))
+            Ok(Box::new(S3 { raw, session, bucket: bucket.to_owned(), sdk_measures, foreign }))
         })
     }
 
@@ -197,6 +219,10 @@ impl Target {
                 let open = |slot: CoreSlot, clock| Ok(RawS3::new(s3.raw.clone(), names(), arena(&slot)?, clock));
                 beside.run(open, machines)
             }
+            Kind::Kv(config, _) => {
+                let open = |slot: CoreSlot, clock| Ok(KvTarget::new(config.clone(), names(), arena(&slot)?, clock));
+                beside.run(open, machines)
+            }
         }
     }
 
@@ -206,9 +232,11 @@ impl Target {
     /// When the target cannot list.
     pub(crate) fn list(&self, prefix: &str) -> anyhow::Result<Vec<(String, u64)>> {
         match &self.kind {
-            Kind::Null => Ok(Vec::new()),
+            Kind::Null | Kind::Kv(_, None) => Ok(Vec::new()),
             Kind::File(store) => Ok(store.list(prefix)?),
-            Kind::S3(s3) => block_on(async { Ok(Control::new(&s3.session, &s3.bucket)?.list(prefix).await?) }),
+            Kind::S3(s3) | Kind::Kv(_, Some(s3)) => {
+                block_on(async { Ok(Control::new(&s3.session, &s3.bucket)?.list(prefix).await?) })
+            }
         }
     }
 
@@ -218,9 +246,12 @@ impl Target {
     /// When the target does not let go.
     pub(crate) fn delete_prefix(&self, prefix: &str) -> anyhow::Result<u64> {
         match &self.kind {
-            Kind::Null => Ok(0),
+            // The KV block protocol cannot list; a KV server lets go of what is longest unused.
+            Kind::Null | Kind::Kv(_, None) => Ok(0),
             Kind::File(store) => Ok(store.delete_prefix(prefix)?),
-            Kind::S3(s3) => block_on(async { Ok(Control::new(&s3.session, &s3.bucket)?.delete_prefix(prefix).await?) }),
+            Kind::S3(s3) | Kind::Kv(_, Some(s3)) => {
+                block_on(async { Ok(Control::new(&s3.session, &s3.bucket)?.delete_prefix(prefix).await?) })
+            }
         }
     }
 

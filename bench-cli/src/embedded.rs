@@ -24,6 +24,8 @@ const END: Duration = Duration::from_secs(5);
 pub(crate) struct Ready {
     /// Address of the S3 endpoint.
     pub s3: SocketAddr,
+    /// Address of the KV block protocol.
+    pub kv: Option<SocketAddr>,
 }
 
 /// A running child.
@@ -32,6 +34,8 @@ pub(crate) struct Embedded {
     child: Child,
     /// Address of its S3 endpoint.
     pub s3: SocketAddr,
+    /// Where it speaks the KV block protocol, if it was asked to.
+    pub kv: Option<SocketAddr>,
     /// Credentials made for this run alone.
     pub key: Key,
     /// Cores it is pinned to.
@@ -47,6 +51,7 @@ impl Embedded {
         let secret = |bytes: usize| (0..bytes).map(|_| format!("{:02x}", rand::random::<u8>())).collect::<String>();
         let key = Key { access_key: format!("run{}", secret(8)), secret_key: secret(20) };
         config.s3 = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.kv = config.kv.map(|_| config.s3);
         config.keys = vec![key.clone()];
         let program = std::env::current_exe().context("cannot find this program's own file to start the server")?;
         let mut child = Command::new(program)
@@ -58,7 +63,7 @@ impl Embedded {
         match Self::hand_shake(&mut child, &config) {
             Ok(ready) => {
                 let cores = u32::try_from(config.cores.len()).unwrap_or(u32::MAX);
-                Ok(Self { child, s3: ready.s3, key, cores })
+                Ok(Self { child, s3: ready.s3, kv: ready.kv, key, cores })
             }
             Err(error) => {
                 let _ = child.kill();

@@ -82,6 +82,20 @@ pub enum TargetPlan {
         server_cores: Vec<usize>,
         /// `raw` or `aws-sdk`.
         s3_client: String,
+        /// How it is reached: `s3` or `kv`.
+        #[serde(default = "s3_wire")]
+        wire: String,
+    },
+    /// A KV block server.
+    Kv {
+        /// `host:port`.
+        address: String,
+        /// The bucket of its blocks.
+        bucket: String,
+        /// Text before every key; empty, or ends with `/`.
+        prefix: String,
+        /// Profile of the AWS configuration files that has the keys.
+        aws_profile: Option<String>,
     },
     /// An S3 bucket.
     S3 {
@@ -292,8 +306,12 @@ impl TargetPlan {
     /// The target as the user names it.
     pub fn name(&self) -> String {
         match self {
-            Self::Embedded { store, .. } if store == "mem" => "embedded".to_owned(),
-            Self::Embedded { store, .. } => format!("embedded:{store}"),
+            Self::Embedded { store, wire, .. } => {
+                let store = if store == "mem" { String::new() } else { format!(":{store}") };
+                let wire = if wire == "kv" { " by the KV protocol" } else { "" };
+                format!("embedded{store}{wire}")
+            }
+            Self::Kv { address, bucket, prefix, .. } => format!("kv://{address}/{bucket}/{prefix}"),
             Self::S3 { bucket, prefix, endpoints, .. } => {
                 let at = if endpoints.is_empty() { String::new() } else { format!(" at {}", endpoints.join(", ")) };
                 format!("s3://{bucket}/{prefix}{at}")
@@ -306,6 +324,8 @@ impl TargetPlan {
     /// The transport's name in reports.
     pub fn transport(&self) -> &'static str {
         match self {
+            Self::Embedded { wire, .. } if wire == "kv" => "kv",
+            Self::Kv { .. } => "kv",
             Self::Embedded { s3_client, .. } | Self::S3 { s3_client, .. } if s3_client == "aws-sdk" => "s3-aws-sdk",
             Self::Embedded { .. } | Self::S3 { .. } => "s3-raw",
             Self::File { .. } => "file",
@@ -316,10 +336,14 @@ impl TargetPlan {
     /// Text before every key.
     pub fn prefix(&self) -> &str {
         match self {
-            Self::S3 { prefix, .. } => prefix,
+            Self::S3 { prefix, .. } | Self::Kv { prefix, .. } => prefix,
             _ => "",
         }
     }
+}
+
+fn s3_wire() -> String {
+    "s3".to_owned()
 }
 
 mod optional_duration {

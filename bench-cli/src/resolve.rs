@@ -14,7 +14,7 @@ use gpufeed_profiles::Overrides;
 use gpufeed_profiles::storage::Shape;
 use gpufeed_profiles::units::Bytes;
 
-use crate::args::{Addressing, LandingArg, RunFormat, S3Client, SharedArgs, WorkloadArgs};
+use crate::args::{Addressing, LandingArg, RunFormat, S3Client, SharedArgs, Wire, WorkloadArgs};
 use crate::exit::{OrUsage, usage};
 use crate::host;
 use crate::plan::{MemberPlan, PLAN_VERSION, Plan, RunPlan, SpecPlan, TargetPlan, WarmUpPlan};
@@ -198,6 +198,9 @@ fn target(shared: &SharedArgs) -> anyhow::Result<TargetPlan> {
     if !shared.shape.is_empty() && !matches!(target, Target::Embedded { .. }) {
         return Err(usage("--shape works on embedded targets only: give it to `gpufeed serve` for others"));
     }
+    if shared.wire == Wire::Kv && !matches!(target, Target::Embedded { .. }) {
+        return Err(usage("--wire chooses how an embedded target is reached: write kv://host:9900/bucket for another"));
+    }
     let s3_client = match shared.s3_client {
         S3Client::Raw => "raw",
         S3Client::AwsSdk => "aws-sdk",
@@ -212,7 +215,15 @@ fn target(shared: &SharedArgs) -> anyhow::Result<TargetPlan> {
                 shape: shared.shape.clone(),
                 server_cores: host::split(&host::cores(), shared.threads).server,
                 s3_client,
+                wire: match shared.wire {
+                    Wire::S3 => "s3",
+                    Wire::Kv => "kv",
+                }
+                .to_owned(),
             }
+        }
+        Target::Kv { address, bucket, prefix } => {
+            TargetPlan::Kv { address, bucket, prefix, aws_profile: shared.aws_profile.clone() }
         }
         Target::S3 { bucket, prefix } => TargetPlan::S3 {
             bucket,

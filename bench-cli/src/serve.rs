@@ -1,6 +1,7 @@
 //! `gpufeed serve`: the reference server, by hand or as the child of a run.
 
 use std::io::Read;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,6 +17,7 @@ use crate::args::{ServeArgs, StoreArg};
 use crate::embedded::Ready;
 use crate::exit::{OrUsage, usage};
 use crate::output;
+use crate::target::DEFAULT_BUCKET;
 
 /// Longest wait for requests in flight when told to end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -37,6 +39,9 @@ fn by_hand(args: &ServeArgs) -> anyhow::Result<()> {
     let told = runtime.block_on(async { told_to_end() })?;
     let running = Server::start(config)?;
     output::say(&format!("S3 on {scheme}://{}", running.s3_addr));
+    if let Some(kv) = running.kv_addr {
+        output::say(&format!("KV blocks on kv://{kv}"));
+    }
     if let Some(metrics) = running.metrics_addr {
         output::say(&format!("health and metrics on http://{metrics}"));
     }
@@ -57,18 +62,20 @@ fn config(args: &ServeArgs) -> anyhow::Result<Config> {
         (None, None) => Vec::new(),
         _ => return Err(usage("--access-key and --secret-key go together: give both or neither")),
     };
-    let metrics = match args.metrics.as_str() {
-        "none" => None,
-        address => Some(
-            address
-                .parse()
-                .map_err(|_| usage(format!("`{address}` is not an address: write 127.0.0.1:9090 or none")))?,
-        ),
+    let optional = |address: &str, example: &str| match address {
+        "none" => Ok(None),
+        address => match address.parse::<SocketAddr>() {
+            Ok(address) => Ok(Some(address)),
+            Err(_) => Err(usage(format!("`{address}` is not an address: write {example} or none"))),
+        },
     };
+    let metrics = optional(&args.metrics, "127.0.0.1:9090")?;
+    let kv = optional(&args.kv_listen, "127.0.0.1:9900")?;
     Shape::parse(&args.shape).or_usage()?;
     let cores = crate::host::cores();
     let config = Config {
         s3: args.listen,
+        kv,
         metrics,
         keys,
         store: match args.store {
@@ -76,7 +83,7 @@ fn config(args: &ServeArgs) -> anyhow::Result<Config> {
             StoreArg::Synth => StoreKind::Synth { seed: args.seed, capacity: args.capacity },
         },
         etag: EtagKind::Md5,
-        buckets: args.bucket.clone(),
+        buckets: if args.bucket.is_empty() { vec![DEFAULT_BUCKET.to_owned()] } else { args.bucket.clone() },
         domains: args.domain.clone(),
         tls: args.tls_cert.clone().zip(args.tls_key.clone()).map(|(cert, key)| Tls { cert, key }),
         cores: args.threads.map(|threads| cores.into_iter().take(threads.max(1)).collect()).unwrap_or_default(),
@@ -100,7 +107,7 @@ fn child() -> anyhow::Result<()> {
     // Ctrl-C and a time-out's SIGTERM reach the whole group: the parent ends this process when it has drained.
     ignore_signals();
     let running = Server::start(config)?;
-    let ready = Ready { s3: running.s3_addr };
+    let ready = Ready { s3: running.s3_addr, kv: running.kv_addr };
     output::result(&(serde_json::to_string(&ready)? + "\n"))?;
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
     running.shutdown(Duration::from_secs(1));

@@ -23,9 +23,7 @@ use hdrhistogram::Histogram;
 use crate::watch::Phase;
 use histogram::{empty, nanos};
 
-const CARRIERS: [Carrier; 6] =
-    [Carrier::Null, Carrier::Http, Carrier::Https, Carrier::FileDirect, Carrier::FileCached, Carrier::Model];
-const SLOTS: usize = 2 * Verb::ALL.len() * CARRIERS.len();
+const SLOTS: usize = 2 * Verb::ALL.len() * Carrier::ALL.len();
 pub(crate) const KINDS: usize = ErrorKind::ALL.len();
 
 /// What operations are counted by: a row of the report each.
@@ -41,13 +39,13 @@ pub struct Way {
 
 impl Way {
     const fn slot(self) -> usize {
-        (self.second as usize * Verb::ALL.len() + self.verb as usize) * CARRIERS.len() + self.carrier as usize
+        (self.second as usize * Verb::ALL.len() + self.verb as usize) * Carrier::ALL.len() + self.carrier as usize
     }
 
     fn of_slot(slot: usize) -> Self {
-        let (row, carrier) = (slot / CARRIERS.len(), slot % CARRIERS.len());
+        let (row, carrier) = (slot / Carrier::ALL.len(), slot % Carrier::ALL.len());
         let (second, verb) = (row / Verb::ALL.len() > 0, row % Verb::ALL.len());
-        Self { second, verb: Verb::ALL[verb], carrier: CARRIERS[carrier] }
+        Self { second, verb: Verb::ALL[verb], carrier: Carrier::ALL[carrier] }
     }
 }
 

@@ -299,6 +299,10 @@ pub enum Carrier {
 }
 
 impl Carrier {
+    /// Every carrier, in the order of their discriminants.
+    pub const ALL: [Self; 7] =
+        [Self::Null, Self::Http, Self::Https, Self::KvTcp, Self::FileDirect, Self::FileCached, Self::Model];
+
     /// The name used in reports.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -464,6 +468,9 @@ mod tests {
     fn names_and_discriminants_agree() {
         for (i, verb) in Verb::ALL.iter().enumerate() {
             assert_eq!(*verb as usize, i);
+        }
+        for (i, carrier) in Carrier::ALL.iter().enumerate() {
+            assert_eq!(*carrier as usize, i);
         }
         for (i, kind) in ErrorKind::ALL.iter().enumerate() {
             assert_eq!(*kind as usize, i);

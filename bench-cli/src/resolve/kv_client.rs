@@ -68,16 +68,20 @@ const fn dtype(dtype: Dtype) -> &'static str {
 pub(super) fn check_object(spec: &KvSpec, cost: &CostModel, target: &TargetPlan) -> anyhow::Result<()> {
     let per_token = if spec.per_rank { cost.kv_bytes_per_token_rank } else { cost.kv_bytes_per_token };
     let bytes = (per_token * f64::from(spec.block_tokens) * spec.bytes_scale).round() as u64;
-    let s3 = matches!(target, TargetPlan::Embedded { .. } | TargetPlan::S3 { .. });
-    if !s3 || bytes <= S3_OBJECT_BYTES || !spec.shared_tier {
+    let (limit, who) = match target.transport() {
+        "kv" => (gpufeed_wire::BLOCK_BYTES, "the KV block protocol takes"),
+        "file" | "mem" => (u64::MAX, ""),
+        _ => (S3_OBJECT_BYTES, "S3 takes in one PUT"),
+    };
+    if bytes <= limit || !spec.shared_tier {
         return Ok(());
     }
-    let most = (S3_OBJECT_BYTES as f64 / (per_token * spec.bytes_scale)) as u64;
+    let most = (limit as f64 / (per_token * spec.bytes_scale)) as u64;
     Err(usage(format!(
-        "a block of {} tokens of {} is an object of {}, more than the {} that S3 takes in one PUT: use --block-tokens {most} or less",
+        "a block of {} tokens of {} is an object of {}, more than the {} that {who}: use --block-tokens {most} or less",
         spec.block_tokens,
         spec.model,
         Bytes(bytes),
-        Bytes(S3_OBJECT_BYTES),
+        Bytes(limit),
     )))
 }

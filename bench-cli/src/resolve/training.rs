@@ -95,7 +95,7 @@ fn files(profile: &TrainingProfile, spec: &TrainingSpec, target: &TargetPlan) ->
         TargetPlan::Embedded { store, .. } if store == "mem" => EMBEDDED_BYTES,
         TargetPlan::Embedded { .. } => SYNTH_BYTES,
         TargetPlan::Null => return rule,
-        TargetPlan::S3 { .. } | TargetPlan::File { .. } => return rule,
+        TargetPlan::S3 { .. } | TargetPlan::Kv { .. } | TargetPlan::File { .. } => return rule,
     };
     let file_bytes = profile.record_bytes * profile.samples_per_file as f64;
     let steps = STEPS * u64::from(spec.batch) * u64::from(spec.accelerators);

@@ -5,6 +5,7 @@
 
 mod inference;
 mod interrupts;
+mod kv_wire;
 mod load;
 mod outputs;
 mod plans;

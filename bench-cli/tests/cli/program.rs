@@ -199,17 +199,25 @@ impl Ended {
 pub struct Server {
     pub running: Running,
     pub url: String,
+    /// `kv://host:port`
+    pub kv: String,
 }
 
 impl Server {
     pub fn start(place: &Place, args: &[&str]) -> Self {
         let mut command = place.gpufeed();
         command.args(["serve", "--listen", "127.0.0.1:0", "--metrics", "none", "--threads", "1", "--bucket", BUCKET]);
-        command.args(["--access-key", ACCESS_KEY]).env("GPUFEED_SECRET_KEY", SECRET_KEY).args(args);
+        command
+            .args(["--kv-listen", "127.0.0.1:0", "--access-key", ACCESS_KEY])
+            .env("GPUFEED_SECRET_KEY", SECRET_KEY)
+            .args(args);
         let running = Running::start(&mut command);
-        let line = running.err.recv_timeout(BOUND).expect("an address");
-        let url = line.trim().strip_prefix("S3 on ").unwrap_or_else(|| panic!("an address, not {line}")).to_owned();
-        Self { running, url }
+        let address = |name: &str| {
+            let line = running.err.recv_timeout(BOUND).expect("an address");
+            line.trim().strip_prefix(name).unwrap_or_else(|| panic!("an address, not {line}")).to_owned()
+        };
+        let (url, kv) = (address("S3 on "), address("KV blocks on "));
+        Self { running, url, kv }
     }
 
     /// The program with this server's keys and address.

@@ -54,6 +54,14 @@ struct Shared {
     arrived: Notify,
 }
 
+/// Connects and greets once, so that what is wrong is said before anything is done.
+///
+/// # Errors
+/// Unreachable, no KV block server, refused, no such bucket.
+pub async fn check(config: &KvConfig) -> Result<(), OpError> {
+    Link::connect(config, Clock::new(std::time::Instant::now())).await.map(|_| ())
+}
+
 impl KvTarget {
     /// The transport of one core. Connections are made as lanes are opened.
     #[must_use]

@@ -144,7 +144,7 @@ impl Link {
         };
         stream.read_exact(&mut welcome).await.map_err(not_ours)?;
         let said = Welcome::decode(&welcome);
-        let said = said.map_err(|_| no(ErrorKind::Protocol, &"it does not speak the KV block protocol"))?;
+        let said = said.map_err(|_| no(ErrorKind::Protocol, &"it is no KV block server"))?;
         if said.status != Status::Ok {
             return Err(no(ErrorKind::Protocol, &said.status));
         }
