@@ -38,7 +38,7 @@ impl Mark {
     const LEASED: u64 = 2;
 
     const fn new(used: Tick, leased: bool, read: bool) -> Self {
-        Self((used.0 & (u64::MAX >> 2)) << 2 | leased as u64 * Self::LEASED | read as u64 * Self::READ)
+        Self((used.0 << 2) | (leased as u64 * Self::LEASED) | (read as u64 * Self::READ))
     }
 
     const fn used(self) -> Tick {
