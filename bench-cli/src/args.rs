@@ -80,7 +80,7 @@ pub enum WorkloadArgs {
     /// Emulated accelerators reading training data in lock-step (MLPerf Storage semantics).
     Training(TrainingArgs),
     /// Emulated inference workers that offload their KV cache to the target.
-    Kv(KvArgs),
+    Kv(Box<KvArgs>),
     /// Retrieval-augmented generation: posting lists, passages, prefill.
     Rag(RagArgs),
     /// A `plan.toml` of an earlier run: runs it again exactly.

@@ -162,9 +162,9 @@ pub enum SpecPlan {
     /// Training reads.
     Training(TrainingSpec),
     /// KV-cache offload.
-    Kv(KvPlan),
+    Kv(Box<KvPlan>),
     /// Retrieval-augmented generation.
-    Rag(RagPlan),
+    Rag(Box<RagPlan>),
 }
 
 /// KV-cache offload.

@@ -112,7 +112,7 @@ impl Trace {
         }
         // Gaps, not requests: a trace of one a second has one less of them.
         let per_s = (requests.list().len() - 1) as f64 / span_s;
-        Ok(Some(Self { plan, requests, span_s, per_s }))
+        Ok(Some(Self { plan: *plan, requests, span_s, per_s }))
     }
 }
 

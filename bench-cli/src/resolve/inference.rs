@@ -154,7 +154,7 @@ pub(super) fn kv(args: &KvArgs, target: &TargetPlan) -> anyhow::Result<MemberPla
     if let Some(load) = args.topology.load {
         scaling.push(topology::pace(load, &mut plan)?);
     }
-    let mut member = bounded_by_work(&args.shared, "kv", SpecPlan::Kv(plan));
+    let mut member = bounded_by_work(&args.shared, "kv", SpecPlan::Kv(Box::new(plan)));
     member.scaling = scaling;
     Ok(member)
 }
@@ -261,7 +261,7 @@ pub(super) fn rag(args: &RagArgs, target: &TargetPlan) -> anyhow::Result<MemberP
     };
     let spec = apply(spec, "rag", &own)?;
     let sources = served.sources();
-    let plan = SpecPlan::Rag(RagPlan { spec, trace, cost: served.cost, sources });
+    let plan = SpecPlan::Rag(Box::new(RagPlan { spec, trace, cost: served.cost, sources }));
     let mut member = match (args.rate, &args.inference.trace) {
         (None, Some(_)) => bounded_by_work(&args.shared, "rag", plan),
         _ => timed(&args.shared, "rag", DURATION, plan),

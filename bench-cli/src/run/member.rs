@@ -174,10 +174,8 @@ impl Stretch<'_> {
             hlog: file("latency.hlog"),
             intervals_csv: file("intervals.csv"),
             transport_name: self.plan.target.transport().to_owned(),
-            second: drive.map(|drive| Second {
-                from_space: drive.from_space,
-                transport_name: drive::TRANSPORT.to_owned(),
-            }),
+            second: drive
+                .map(|drive| Second { from_space: drive.from_space, transport_name: drive::TRANSPORT.to_owned() }),
             ..Settings::default()
         };
         let watch = self.interrupt.watch();

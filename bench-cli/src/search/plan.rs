@@ -337,7 +337,7 @@ impl Probe {
             Self::Kv(args) => {
                 let mut args = KvArgs::clone(args);
                 args.inference.rate_scale = level;
-                WorkloadArgs::Kv(args)
+                WorkloadArgs::Kv(Box::new(args))
             }
             Self::Rag(args) => WorkloadArgs::Rag(RagArgs { rate: Some(level), ..args.clone() }),
             Self::Depth(args) => WorkloadArgs::Ops(OpsArgs { depth: Some(vec![count]), ..args.clone() }),

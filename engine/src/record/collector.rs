@@ -207,8 +207,7 @@ impl Collector {
                 self.intervals = None;
                 self.cannot_write("intervals.csv", &error);
             }
-            let clocks =
-                [("response", &slot.response), ("service", &slot.service), ("first-byte", &slot.first_byte)];
+            let clocks = [("response", &slot.response), ("service", &slot.service), ("first-byte", &slot.first_byte)];
             for (clock, histogram) in clocks {
                 // Commas and spaces end a tag.
                 let second = if way.second { "-second" } else { "" };

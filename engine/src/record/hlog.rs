@@ -75,8 +75,7 @@ pub fn read(path: &Path) -> io::Result<Vec<(String, Histogram<u64>)>> {
         let entry = entry.map_err(|error| wrong(format!("{error:?}")))?;
         let LogEntry::Interval(interval) = entry else { continue };
         let tag = interval.tag().map(|tag| tag.as_str().to_owned()).unwrap_or_default();
-        let packed =
-            STANDARD.decode(interval.encoded_histogram()).map_err(|error| wrong(format!("{tag}: {error}")))?;
+        let packed = STANDARD.decode(interval.encoded_histogram()).map_err(|error| wrong(format!("{tag}: {error}")))?;
         let histogram =
             deserializer.deserialize(&mut &packed[..]).map_err(|error| wrong(format!("{tag}: {error:?}")))?;
         all.push((tag, histogram));

@@ -168,4 +168,3 @@ pub fn useful_ratio(section: &KvSection, ideal: &KvSection) -> Option<f64> {
     let busy = (ideal.gpu.prefill_ns + ideal.gpu.recompute_ns + ideal.gpu.decode_ns) as f64;
     Some(busy * (work(section) / work(ideal)) / at_work as f64)
 }
-

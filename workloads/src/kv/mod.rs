@@ -50,13 +50,15 @@ use std::sync::Arc;
 use gpufeed_profiles::units::{Bytes, BytesPerSec, FlopsPerSec};
 use gpufeed_schema::{ClosedOrOpen, GpuPool, Kv as KvSection, Section, TransferRates};
 
-pub use baseline::{BaselineKind, Window, baseline, fill_baselines, fill_target_model, headline, of_kind, useful_ratio};
+pub use baseline::{
+    BaselineKind, Window, baseline, fill_baselines, fill_target_model, headline, of_kind, useful_ratio,
+};
 pub use capacity::capacity_per_s;
 pub use client::RequestShape;
 pub use play::{Counted, Moved, play};
 pub use requests::{Request, Requests, Turn};
 pub use route::{Candidate, route};
-pub use spec::{Exists, KvError, KvSpec, LoadPolicy, LoadWait, Overlap, OutputBlocks, QueueFull, Routing, WritePolicy};
+pub use spec::{Exists, KvError, KvSpec, LoadPolicy, LoadWait, OutputBlocks, Overlap, QueueFull, Routing, WritePolicy};
 pub use topology::{Outage, RouterWeights, Topology};
 pub use working_set::WorkingSet;
 

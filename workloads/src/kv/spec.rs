@@ -379,7 +379,8 @@ impl KvSpec {
             return Err(KvError::Knob { name: "load_timeout", value: "0".to_owned(), must });
         }
         if self.load_wait == LoadWait::BestEffort && self.overlap == Overlap::LayerWise {
-            let must = "`wait-complete` or `timeout` where `overlap` is `layer-wise`: its loads never hold a request up";
+            let must =
+                "`wait-complete` or `timeout` where `overlap` is `layer-wise`: its loads never hold a request up";
             return Err(KvError::Knob { name: "load_wait", value: "`best-effort`".to_owned(), must });
         }
         let unmet = |rate: &BytesPerSec| !(rate.0 > 0.0 && rate.0.is_finite());

@@ -7,9 +7,9 @@ use gpufeed_schema::TierTokens;
 use rustc_hash::FxHashMap;
 
 use crate::inference::{Begin, BlockPool, CostModel, Host, Job, Moved, Parts, Reason, Slot};
+use crate::kv::block_map::BlockMap;
 use crate::kv::client::SPACES;
 use crate::kv::drive::Drives;
-use crate::kv::block_map::BlockMap;
 use crate::kv::exchange::{Exchange, Landed, Shape};
 use crate::kv::hindsight::Choice;
 use crate::kv::loads::{Got, Load, Verdict};
