@@ -275,7 +275,10 @@ impl Worker {
     }
 
     fn book_gauge(&mut self, now: Tick) {
-        self.ledger.gauge(now, self.loading.len() as u64 + self.outside, self.running.len() as u64);
+        // A request whose layers still come is loading, though its first chunk has begun.
+        let (coming, computing) = self.overlaps.still_coming(&self.running);
+        let loading = (self.loading.len() + coming) as u64 + self.outside;
+        self.ledger.gauge(now, loading, (self.running.len() - computing) as u64);
     }
 
     /// Begins the next run at `now`, if there is anything to compute.

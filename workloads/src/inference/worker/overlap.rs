@@ -55,6 +55,16 @@ impl Overlaps {
         self.exposed_ns
     }
 
+    /// Requests of which layers still come, and how many of those are `running`.
+    pub(super) fn still_coming(&self, running: &[Sequence]) -> (usize, usize) {
+        let mut counts = (0, 0);
+        for coming in self.coming.iter().filter(|coming| coming.came.is_none()) {
+            counts.0 += 1;
+            counts.1 += usize::from(running.iter().any(|sequence| sequence.job.id == coming.job));
+        }
+        counts
+    }
+
     pub(super) fn awaits(&self, job: u32) -> bool {
         self.coming.iter().any(|coming| coming.job == job)
     }
@@ -107,6 +117,7 @@ impl Worker {
             }
             sequence.computed = blocks.max(coming.from) as u64 * block_tokens;
         }
+        self.book_gauge(now);
         self.close_if_known();
     }
 

@@ -172,6 +172,28 @@ fn the_whole_batch_waits() {
     assert_eq!(host.gaps[0], end.0 - begun.0, "the decoding request's gap holds the wait");
 }
 
+/// A request whose layers still come is loading, whether its first chunk waits to begin or has begun.
+#[test]
+fn layers_on_their_way_starve_as_whole_loads_do() {
+    let (mut worker, mut host) = (worker(), Layered { blocks: 64, ..Layered::default() });
+    worker.enqueue(Tick(0), Tick(0), job(1, 0, 2000, 1), &mut host);
+    worker.layers_landed(Tick(9_000_000), 1, 64, vec![Tick(9_000_000); LAYERS], &mut host);
+    let end = drain(&mut worker, &mut host);
+    let starved = books(&worker, end).storage_starved_ratio;
+    assert!((starved - 9e6 / end.0 as f64).abs() < 1e-12, "{starved}");
+
+    let (mut worker, mut host) = (self::worker(), Layered { blocks: 64, ..Layered::default() });
+    worker.enqueue(Tick(0), Tick(0), job(1, 0, 160, 20), &mut host);
+    let begun = worker.due().expect("it prefills");
+    worker.enqueue(Tick(1), Tick(1), job(2, 1, 2000, 2), &mut host);
+    worker.advance(begun, &mut host);
+    let landed = Tick(begun.0 + 40_000_000);
+    worker.layers_landed(landed, 2, 64, vec![landed; LAYERS], &mut host);
+    let end = drain(&mut worker, &mut host);
+    let starved = books(&worker, end).storage_starved_ratio;
+    assert!((starved - 20e6 / end.0 as f64).abs() < 1e-12, "one of two: {starved}");
+}
+
 #[test]
 fn what_does_not_come_is_computed_and_the_chunk_after_it_again() {
     let (mut worker, mut host) = (worker(), Layered { blocks: 64, ..Layered::default() });
