@@ -101,6 +101,20 @@ fn base58(id: u64) -> String {
     names.of(Key { id: mix(id), ..Key::ZERO }).trim_start_matches("0:").to_owned()
 }
 
+/// Sizes are known to a process, not to its node: who takes a dead worker's place asks for every object again.
+#[test]
+fn a_worker_that_died_knows_no_sizes() {
+    let asks = |outages| {
+        let (asked, section, _) = play_on(KvSpec { outages, ..lmcache() }, &requests(256, 256), &[], |_| None);
+        assert_eq!((section.completed, section.hits_by_tier.g4), (4, 4 * 256));
+        asked.iter().filter(|(line, result)| line.starts_with("stat") && result.is_ok()).count()
+    };
+    assert_eq!(asks(Vec::new()), 0, "it wrote them itself");
+    let at = Duration::from_secs(6);
+    let died = Outage { worker: 0, at, back: Some(at + Duration::from_secs(1)) };
+    assert_eq!(asks(vec![died]), 4 * 2, "four blocks of two ranks");
+}
+
 #[test]
 fn kvbm_locks_writes_marks_and_unlocks_each_block() {
     let (asked, section, submits) = play_on(kvbm(), &requests(256, 256), &[], |_| None);

@@ -161,8 +161,8 @@ pub(super) struct Exchange {
     client: RequestShape,
     /// Blocks that a job's rank will ask for, each if the one before it was there.
     walks: FxHashMap<(u32, u16), VecDeque<u32>>,
-    /// Objects of which a worker's rank knows that they are there, by hash of all three.
-    known: FxHashSet<u64>,
+    /// For each worker, objects of which a rank knows that they are there, by hash of both.
+    known: Vec<FxHashSet<u64>>,
     /// Positions and parents of blocks, where keys have them.
     lineage: FxHashMap<u64, (u32, u64)>,
     /// Locks that a worker has left behind.
@@ -186,7 +186,7 @@ impl Exchange {
             submits: Vec::new(),
             client: RequestShape::default(),
             walks: FxHashMap::default(),
-            known: FxHashSet::default(),
+            known: vec![FxHashSet::default(); workers as usize],
             lineage: FxHashMap::default(),
             left_locks: FxHashSet::default(),
             spared: Spared::default(),
@@ -225,7 +225,8 @@ impl Exchange {
 
     /// Whether a worker knows without asking that the target has a block.
     pub(super) fn knows(&self, worker: u32, id: u64) -> bool {
-        self.client.sizes_cached && (0..self.shape.ranks).all(|rank| self.known.contains(&whose(worker, rank, id)))
+        self.client.sizes_cached
+            && (0..self.shape.ranks).all(|rank| self.known[worker as usize].contains(&object(rank, id)))
     }
 
     /// Counts from zero again.
@@ -248,8 +249,8 @@ impl Exchange {
             self.ask(worker, Asked::LookUp { job, index }, id, Step::Head);
             return;
         }
-        let ranks: Vec<u16> =
-            (0..self.shape.ranks).filter(|&rank| !self.known.contains(&whose(worker, rank, id))).collect();
+        let known = &self.known[worker as usize];
+        let ranks: Vec<u16> = (0..self.shape.ranks).filter(|&rank| !known.contains(&object(rank, id))).collect();
         debug_assert!(!ranks.is_empty(), "nothing to ask for");
         let block = self.enter(worker, Asked::LookUp { job, index }, id, ranks.len() as u16);
         for rank in ranks {
@@ -438,8 +439,9 @@ impl Exchange {
             self.estimate.landed(tag as u32, worker, outcome, more);
         }
         let answer = turn.step.answer(outcome.result, self.client.store);
-        if self.client.sizes_cached && answer.is_there() && matches!(turn.step, Step::Head | Step::Put) {
-            self.known.insert(whose(worker, turn.rank, id));
+        let learned = matches!(turn.step, Step::Head | Step::Put) && !matches!(asked, Asked::Abandoned { .. });
+        if self.client.sizes_cached && answer.is_there() && learned {
+            self.known[worker as usize].insert(object(turn.rank, id));
         }
         let mut unasked = 0;
         if let (Asked::LookUp { job, .. }, true) = (asked, self.client.sizes_cached) {
@@ -542,10 +544,12 @@ impl Exchange {
     }
 
     /// A worker is gone. What it had not begun is not done, the tiers' own business apart; what is in flight
-    /// lands for nobody.
+    /// lands for nobody. Who takes its place knows of no object, and finds its locks another's.
     /// Returns the blocks it was writing.
     pub(super) fn abandon(&mut self, worker: u32) -> Vec<u64> {
         let mut stores = Vec::new();
+        self.known[worker as usize] = FxHashSet::default();
+        self.left_locks.retain(|&(owner, _)| owner != worker);
         let queue = &mut self.queues[worker as usize];
         let (reads, writes) = (std::mem::take(&mut queue.reads), std::mem::take(&mut queue.writes));
         let mut forsake = |block: &mut Block| {
@@ -612,7 +616,7 @@ impl Exchange {
     }
 }
 
-/// One word for a worker's rank and a block.
-const fn whose(worker: u32, rank: u16, id: u64) -> u64 {
-    mix2(id, (worker as u64) << 16 | rank as u64)
+/// One word for a rank's object of a block.
+const fn object(rank: u16, id: u64) -> u64 {
+    mix2(id, rank as u64)
 }
