@@ -62,7 +62,7 @@ impl Parts {
 pub enum Reason {
     /// No tier this worker reaches holds it any more.
     Evicted,
-    /// Only other workers hold it, or it is still on its way to a shared tier.
+    /// Another worker computed it last, and no tier this worker reaches holds it; or it is still on its way to one.
     Elsewhere,
     /// A tier holds it, but a block before it is missing.
     Hole,
@@ -76,7 +76,7 @@ pub enum Reason {
     Lost,
     /// The job itself had it before it was preempted.
     Preempted,
-    /// The job itself had it on a worker that died.
+    /// The job itself had it on a worker that died; or such a worker computed it last, and no tier that is left holds it.
     WorkerLost,
     /// The last block of a prompt that is there in full: one token at least must be computed.
     Tail,

@@ -155,6 +155,12 @@ impl<V: Copy + Default> BlockMap<V> {
         self.iter().map(|(_, value)| value)
     }
 
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        let placed = self.shards.iter_mut().flat_map(|shard| shard.hashes.iter().zip(&mut shard.values));
+        let placed = placed.filter(|(hash, _)| **hash != FREE).map(|(_, value)| value);
+        placed.chain(&mut self.odd)
+    }
+
     fn cut(&mut self) {
         let shards = (0..SHARDS).map(|_| Shard::new(SHARD_BITS)).collect();
         for whole in std::mem::replace(&mut self.shards, shards) {

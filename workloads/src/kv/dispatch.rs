@@ -91,6 +91,7 @@ impl Kv {
 
     /// Request `index` has ended at `at`: the turns that follow come after their think time.
     pub(super) fn ended(&mut self, at: Tick, index: u32) {
+        self.tiers.outbox.starts.remove(&index);
         let Some(followers) = self.dispatch.followers.remove(&index) else { return };
         for follower in followers {
             let think_ns = self.tiers.requests.list()[follower as usize].after.map_or(0, |turn| turn.think_ns);
@@ -207,6 +208,7 @@ impl Kv {
     /// No worker is left for a request: it fails.
     pub(super) fn give_up(&mut self, at: Tick, id: u32) {
         let job = self.dispatch.moved.remove(&id).map_or_else(|| self.job(id), |moved| moved.job().clone());
+        self.tiers.forget_job(id);
         self.tiers.outbox.lost.remove(&id);
         self.tiers.metrics.gave_up(at);
         self.tiers.refused(at, 0, &job);

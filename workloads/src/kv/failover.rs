@@ -91,6 +91,7 @@ impl Tiers {
             self.shared.written(id, at, false);
         }
         self.drives.worker_lost(worker);
+        self.lose_computed(worker);
     }
 
     /// Blocks of `ids` from the first on that the target holds, as far as routing cares.

@@ -106,6 +106,7 @@ impl Tiers {
     /// A job has its memory: what else of its prefix can be had?
     pub(super) fn begin_load(&mut self, at: Tick, worker: u32, job: &Job, matched: usize, limit: usize) -> Begin {
         self.verdicts.remove(&job.id);
+        self.foregone.remove(&job.id);
         self.target.learn(&job.blocks);
         if !self.looked_up[job.id as usize] {
             let prompt_blocks = self.requests.list()[job.id as usize].prompt_blocks as usize;

@@ -15,7 +15,7 @@ pub(super) struct Outbox {
     pub(super) reserved: Vec<(Tick, u32, u32, u64)>,
     /// Requests that ended, well or not.
     pub(super) ended: Vec<(Tick, u32)>,
-    /// When turns of conversations began.
+    /// When turns of conversations that have not ended began, or will.
     pub(super) starts: FxHashMap<u32, Tick>,
     /// Tokens lost by requests that have moved and not begun again.
     pub(super) lost: FxHashMap<u32, u64>,
@@ -49,6 +49,7 @@ impl Tiers {
     pub(super) fn forget_job(&mut self, job: u32) {
         self.drop_load(job);
         self.verdicts.remove(&job);
+        self.foregone.remove(&job);
         self.got.remove(&job);
     }
 }

@@ -45,6 +45,9 @@ pub(super) enum Tier {
 /// Key spaces of the target; that of the drives comes after them.
 pub(super) const TARGET_SPACES: u16 = crate::kv::client::SPACES;
 
+/// In place of a worker's number, which is always below it: who computed the block last has died.
+const LOST: u16 = u16::MAX;
+
 /// Marks the operations on drives among the tags.
 const G3_TAG: u64 = 1 << 40;
 
@@ -155,7 +158,7 @@ pub(super) struct Tiers {
     /// Blocks to be offloaded again from GPU memory, and slots there to be given back: for the machine to act upon.
     pub(super) rewrites: Vec<(u32, u64)>,
     pub(super) unpins: Vec<(u32, Slot)>,
-    /// The worker that computed a block last, by the low half of its number.
+    /// The worker that computed a block last, or [`LOST`] if that has died since.
     computed: BlockMap<u16>,
     pub(super) loads: FxHashMap<u32, Load>,
     pub(super) verdicts: FxHashMap<u32, Verdict>,
@@ -298,9 +301,23 @@ impl Tiers {
         quiet && self.copies.iter().all(Option::is_none) && self.open_copy.is_none()
     }
 
+    /// What a worker computed last went with it, unless it lies in a tier.
+    pub(super) fn lose_computed(&mut self, worker: u32) {
+        self.computed.values_mut().filter(|by| u32::from(**by) == worker).for_each(|by| *by = LOST);
+    }
+
     /// Blocks of `ids` that `worker` has in host memory, after `held` that it has in GPU memory.
     pub(super) fn local_match(&self, worker: usize, ids: &[u64], held: usize) -> usize {
         held + self.locals[worker].g2.match_prefix(&ids[held..])
+    }
+}
+
+#[cfg(test)]
+impl Tiers {
+    /// Entries of every table that has them for jobs.
+    pub(super) fn kept_for_jobs(&self) -> usize {
+        let loads = self.loads.len() + self.verdicts.len() + self.foregone.len() + self.layers.len();
+        loads + self.got.len() + self.outbox.lost.len() + self.outbox.starts.len()
     }
 }
 
@@ -325,6 +342,8 @@ impl Host for Tiers {
         let here = near || self.shared.contains(id);
         Some(if here {
             Reason::Hole
+        } else if by == LOST && !self.shared.writes(id) {
+            Reason::WorkerLost
         } else if by != worker as u16 || self.shared.writes(id) {
             Reason::Elsewhere
         } else {
@@ -379,6 +398,8 @@ impl Host for Tiers {
         self.unfinished -= 1;
         self.outbox.ended.push((at, job.id));
         self.verdicts.remove(&job.id);
+        // Chosen after a preemption, with the first token long out.
+        self.foregone.remove(&job.id);
         self.metrics.finished(at, job, first);
     }
 

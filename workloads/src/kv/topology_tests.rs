@@ -135,6 +135,32 @@ fn tokens_that_another_worker_has_are_found_there() {
 }
 
 #[test]
+fn what_others_need_of_a_dead_worker_is_lost_with_it_unless_a_tier_has_it() {
+    // The second turn comes after worker 0, which computed the first, has died: to worker 1, or to 0 when it is back.
+    let list = requests(&[(0, 1, 10_240, 1), (10, 9, 512, 1), (5000, 1, 10_240, 1)]);
+    for back in [None, Some(4000)] {
+        let alone = KvSpec { shared_tier: false, ..two(vec![outage(0, 3000, back)]) };
+        let section = play(&alone, &list, Duration::ZERO);
+        assert_eq!((section.recomputed_tokens["worker-lost"], section.recomputed_tokens["elsewhere"]), (10_240, 0));
+        assert_eq!(section.recomputed_tokens["evicted"], 0, "{back:?}");
+        let shared = KvSpec { shared_tier: true, ..alone };
+        let section = play(&shared, &list, Duration::ZERO);
+        assert_eq!((section.recomputed_tokens["worker-lost"], section.loaded_tokens), (0, 19 * 512), "{back:?}");
+    }
+    // What the other worker computes afterwards is its own.
+    let list = requests(&[
+        (0, 1, 10_240, 1),
+        (10, 9, 512, 1),
+        (5000, 1, 10_240, 1),
+        (8000, 2, 10_240, 1),
+        (11_000, 1, 10_240, 1),
+    ]);
+    let spec = KvSpec { shared_tier: false, g1_blocks: Some(20), ..two(vec![outage(0, 3000, None)]) };
+    let section = play(&spec, &list, Duration::ZERO);
+    assert_eq!((section.recomputed_tokens["worker-lost"], section.recomputed_tokens["evicted"]), (10_240, 10_240));
+}
+
+#[test]
 fn a_worker_that_is_back_takes_what_waited() {
     let spec = KvSpec { workers: 1, outages: vec![outage(0, 2000, Some(5000))], ..spec() };
     // One is cut off, one comes while nobody is there.
@@ -489,6 +515,7 @@ proptest! {
         if !kv.window_was_cut() {
             prop_assert_eq!(section.requests, list.list().len() as u64);
             prop_assert_eq!(section.unfinished, 0);
+            prop_assert_eq!(kv.tiers.kept_for_jobs(), 0, "requests that have ended leave nothing behind");
         }
         if let Some(failover) = section.failover {
             let parts = failover.loaded_tokens + failover.found_tokens + failover.recomputed_tokens;
