@@ -25,7 +25,10 @@ pub use sections::*;
 pub use tier_flow::TierFlow;
 
 /// `schema_version` of reports written by this crate.
-pub const SCHEMA_VERSION: &str = "1.0";
+///
+/// 1.1 added to `kv`: `wire`, `transfer`, `tier_flow`, `gpu_pools`, `transferred_bytes`, `failover`, `matrix`, `load`,
+/// `ttft_parts.transfer`, and in baselines `ttft_parts` and `input_tokens_per_s`. A report of 1.0 reads as having none.
+pub const SCHEMA_VERSION: &str = "1.1";
 
 /// Everything one run found out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

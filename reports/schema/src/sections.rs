@@ -425,6 +425,9 @@ pub struct Baseline {
     /// Where that time went.
     #[serde(default)]
     pub ttft_parts: TtftParts,
+    /// Prompt tokens of completed requests per second.
+    #[serde(default)]
+    pub input_tokens_per_s: f64,
     /// Output tokens per second.
     pub output_tokens_per_s: f64,
     /// Requests per second that met every objective.

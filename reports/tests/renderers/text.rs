@@ -131,7 +131,7 @@ fn refusal(text: &str) -> String {
 #[test]
 fn what_cannot_be_read_is_refused_in_one_sentence() {
     let whole = serde_json::to_string_pretty(&fixtures::quick(3)).expect("JSON");
-    let version = |v: &str| whole.replacen("\"1.0\"", v, 1);
+    let version = |v: &str| whole.replacen(&format!("\"{}\"", gpufeed_schema::SCHEMA_VERSION), v, 1);
 
     assert_eq!(refusal(""), "the report is not valid JSON at line 1, column 0: it ends too early; write it again");
     assert!(refusal(&whole[..whole.len() / 2]).ends_with("it ends too early; write it again"));
@@ -166,6 +166,33 @@ fn what_cannot_be_read_is_refused_in_one_sentence() {
         refusal("{\"schema_version\": \"1.0\"}"),
         "the report does not fit its schema at line 1, column 25: missing field `tool`"
     );
+}
+
+/// What 1.1 added is missing from a report of 1.0, which reads all the same.
+#[test]
+fn reports_of_1_0_are_read() {
+    let mut value = serde_json::to_value(fixtures::quick(3)).expect("JSON");
+    value["schema_version"] = "1.0".into();
+    let members = value["members"].as_array_mut().expect("members");
+    let kv = members.iter_mut().find_map(|member| member["kv"].as_object_mut()).expect("a KV section");
+    for key in ["wire", "transfer", "tier_flow", "gpu_pools", "transferred_bytes", "failover", "matrix", "load"] {
+        assert!(kv.remove(key).is_some(), "{key}");
+    }
+    let without = |object: &mut serde_json::Value, key: &str| {
+        assert!(object.as_object_mut().expect("an object").remove(key).is_some(), "{key}");
+    };
+    without(&mut kv["ttft_parts"], "transfer");
+    for name in ["no_cache", "local", "ideal_storage"] {
+        for key in ["ttft_parts", "input_tokens_per_s"] {
+            without(&mut kv["baselines"][name], key);
+        }
+    }
+    let report = read::report(&value.to_string()).expect("reads");
+    let kv = report.members.iter().find_map(|member| member.kv.as_ref()).expect("a KV section");
+    let expected = fixtures::quick(3);
+    let expected = expected.members.iter().find_map(|member| member.kv.as_ref()).expect("a KV section");
+    assert_eq!((&kv.ttft, kv.completed, kv.gpu), (&expected.ttft, expected.completed, expected.gpu));
+    assert!(kv.gpu_pools.is_empty() && kv.failover.is_none());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gpufeed_profiles::units::Bytes;
-use gpufeed_schema::{Baseline, Kv as KvSection};
+use gpufeed_schema::{Baseline, GpuTime, Kv as KvSection};
 
 use crate::inference::CostModel;
 use crate::kv::capacity::load_ratio;
@@ -84,6 +84,7 @@ pub fn headline(section: &KvSection) -> Baseline {
         completed: section.completed,
         ttft: section.ttft.clone(),
         ttft_parts: section.ttft_parts,
+        input_tokens_per_s: section.input_tokens_per_s,
         output_tokens_per_s: section.output_tokens_per_s,
         goodput_per_s: section.goodput_per_s,
         token_hit_ratio: section.token_hit_ratio,
@@ -138,33 +139,88 @@ pub fn fill_target_model<S: Storage>(
     let end = play(&mut machine, storage, measure, window.length.map(|length| measure + length));
     let model = machine.report((measure.min(end), end));
     let mut line = headline(&model);
-    // The work of both is that of the same requests: what of the run's busy time is useful is known.
-    line.gpu.useful_ratio = scaled_useful(section, &model);
+    line.gpu.useful_ratio = section.baselines.ideal_storage.as_ref().and_then(|ideal| {
+        let (input, output) = (ideal.input_tokens_per_s, ideal.output_tokens_per_s);
+        Served::of(&model).useful(&Served::new(input, output, &ideal.gpu, model.workers))
+    });
     section.baselines.target_model = Some(line);
     Ok(())
 }
 
-/// `useful` of `other` by that of `section`, whose ideal busy time per token served it shares.
-fn scaled_useful(section: &KvSection, other: &KvSection) -> Option<f64> {
-    let served = |s: &KvSection| (s.input_tokens_per_s + s.output_tokens_per_s) * s.gpu.total_ns as f64;
-    let at_work = |s: &KvSection| (s.gpu.total_ns - s.gpu.no_work_ns - s.gpu.down_ns) as f64;
-    let useful = section.gpu.useful_ratio?;
-    let (served, at_work) = (served(other) / served(section), at_work(other) / at_work(section));
-    (served.is_finite() && at_work > 0.0).then_some(useful * served / at_work)
+/// Work done in a window and the time it took: of a run, or of one of its baselines.
+struct Served<'a> {
+    /// Prompt tokens of completed requests, and output tokens, each worker's share.
+    input: f64,
+    output: f64,
+    gpu: &'a GpuTime,
+}
+
+impl<'a> Served<'a> {
+    fn new(input_per_s: f64, output_per_s: f64, gpu: &'a GpuTime, workers: u32) -> Self {
+        let window_s = gpu.total_ns as f64 / f64::from(workers.max(1)) / 1e9;
+        Self { input: input_per_s * window_s, output: output_per_s * window_s, gpu }
+    }
+
+    fn of(section: &'a KvSection) -> Self {
+        Self::new(section.input_tokens_per_s, section.output_tokens_per_s, &section.gpu, section.workers)
+    }
+
+    /// See [`useful_ratio`].
+    fn useful(&self, ideal: &Self) -> Option<f64> {
+        let at_work = self.gpu.total_ns - self.gpu.no_work_ns - self.gpu.down_ns;
+        // Time without tokens to count it by says nothing of the time that other tokens take.
+        let share = |ns: u64, done: f64, ideal: f64| match ns {
+            0 => Some(0.0),
+            ns => (ideal > 0.0).then(|| ns as f64 * (done / ideal)),
+        };
+        let prefill = share(ideal.gpu.prefill_ns + ideal.gpu.recompute_ns, self.input, ideal.input)?;
+        let decode = share(ideal.gpu.decode_ns, self.output, ideal.output)?;
+        (at_work > 0 && ideal.input + ideal.output > 0.0).then(|| (prefill + decode) / at_work as f64)
+    }
 }
 
 /// `useful`: busy seconds that ideal storage needs for the same completed work ÷ (worker-seconds − no work − down).
 ///
-/// Work is the tokens served (prompts of completed requests, and output): where the two runs did not complete the same,
-/// ideal storage's busy time is taken in proportion.
+/// Where the two runs did not complete the same, as where a window cuts them at different places, ideal storage's prefill
+/// is taken in proportion to the prompts of completed requests, and its decode in proportion to the output tokens: a
+/// prompt token takes a small part of what an output token does. None where ideal storage completed no such work.
 #[must_use]
 pub fn useful_ratio(section: &KvSection, ideal: &KvSection) -> Option<f64> {
-    let per_s = |s: &KvSection| s.input_tokens_per_s + s.output_tokens_per_s;
-    let work = |s: &KvSection| per_s(s) * s.gpu.total_ns as f64 / f64::from(s.workers.max(1));
-    let at_work = section.gpu.total_ns - section.gpu.no_work_ns - section.gpu.down_ns;
-    if work(ideal) <= 0.0 || at_work == 0 {
-        return None;
+    Served::of(section).useful(&Served::of(ideal))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn served(input_per_s: f64, output_per_s: f64, [prefill_ns, decode_ns, no_work_ns]: [u64; 3]) -> KvSection {
+        let total_ns = prefill_ns + decode_ns + no_work_ns;
+        let gpu = GpuTime { total_ns, prefill_ns, decode_ns, no_work_ns, ..GpuTime::default() };
+        KvSection {
+            input_tokens_per_s: input_per_s,
+            output_tokens_per_s: output_per_s,
+            workers: 2,
+            gpu,
+            ..Default::default()
+        }
     }
-    let busy = (ideal.gpu.prefill_ns + ideal.gpu.recompute_ns + ideal.gpu.decode_ns) as f64;
-    Some(busy * (work(section) / work(ideal)) / at_work as f64)
+
+    /// Prompts and answers that a window cut apart are each weighed by the time they take.
+    #[test]
+    fn useful_weighs_prompts_and_answers_by_their_time() {
+        let ideal = served(9000.0, 100.0, [2_000_000_000, 6_000_000_000, 2_000_000_000]);
+        let close = |section: KvSection, expected: f64| {
+            let found = useful_ratio(&section, &ideal).expect("work was done");
+            assert!((found - expected).abs() < 1e-12, "{found} instead of {expected}");
+        };
+        close(ideal.clone(), 1.0);
+        // In the same window of 5 s: a third of the prompts and half of the answers, in 9 s of work.
+        close(served(3000.0, 50.0, [4_000_000_000, 5_000_000_000, 1_000_000_000]), (2.0 / 3.0 + 3.0) / 9.0);
+        // In a window twice as long, at half the rates: the same tokens.
+        close(served(4500.0, 50.0, [10_000_000_000, 10_000_000_000, 0]), 8.0 / 20.0);
+        // All of the prompts and no answer yet.
+        close(served(9000.0, 0.0, [4_000_000_000, 0, 6_000_000_000]), 0.5);
+        let nothing = served(0.0, 100.0, [2_000_000_000, 6_000_000_000, 0]);
+        assert_eq!(useful_ratio(&ideal, &nothing), None, "ideal storage's prefill is of prompts it did not complete");
+    }
 }
