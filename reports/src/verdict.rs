@@ -283,8 +283,35 @@ fn of_kv(kv: &Kv) -> String {
         let stalled = percent(kv.gpu.storage_stall_ratio);
         text.push_str(&format!("; emulated GPUs {useful}stalled on storage {stalled}"));
     }
-    text.push_str(&left_over(kv.failed, kv.unfinished, "requests"));
+    text.push_str(&left_over(kv.failed, kv.unfinished, ["request", "requests"]));
+    text.push_str(&overload(kv));
     text
+}
+
+/// Share of its time that a pool without a moment's rest works, but for its first requests.
+const NEVER_IDLE: f64 = 0.99;
+/// Requests in ÷ requests completed from which a queue builds up, rather than some being under way at the end.
+const BACKLOG: f64 = 1.05;
+
+/// Whether requests came faster than they can be served: then no TTFT is a figure of the storage alone.
+fn overload(kv: &Kv) -> String {
+    let at_work = |gpu: &gpufeed_schema::GpuTime| 1.0 - gpu.no_work_ratio - gpu.down_ratio;
+    let pools = kv.gpu_pools.iter().map(|pool| at_work(&pool.gpu));
+    let busiest = pools.max_by(f64::total_cmp).unwrap_or_else(|| at_work(&kv.gpu));
+    let grows = "grows with the length of the run";
+    if kv.gpu.total_ns > 0
+        && busiest > NEVER_IDLE
+        && kv.unfinished > 0
+        && kv.requests as f64 > BACKLOG * kv.completed as f64
+    {
+        return format!("; offered load exceeds what the workers can do on this storage, so TTFT {grows}");
+    }
+    match kv.load_ratio.filter(|load| *load > 1.0) {
+        Some(load) if kv.baselines.no_cache.is_some() => {
+            format!("; offered load is {load:.2} of the capacity without the tier, so TTFT of recomputing {grows}")
+        }
+        _ => String::new(),
+    }
 }
 
 fn of_rag(rag: &Rag) -> String {
@@ -299,18 +326,18 @@ fn of_rag(rag: &Rag) -> String {
     if let Some(recall) = rag.recall_ratio {
         text.push_str(&format!(", recall {}", percent(recall)));
     }
-    text.push_str(&left_over(rag.failed, rag.unfinished, "queries"));
+    text.push_str(&left_over(rag.failed, rag.unfinished, ["query", "queries"]));
     text
 }
 
-fn left_over(failed: u64, unfinished: u64, what: &str) -> String {
+/// `what`: one of them, and several.
+fn left_over(failed: u64, unfinished: u64, what: [&str; 2]) -> String {
+    let of = |n: u64| format!("{} {}", count(n), what[usize::from(n != 1)]);
     match (failed, unfinished) {
         (0, 0) => String::new(),
-        (failed, 0) => format!("; {} {what} failed", count(failed)),
-        (0, unfinished) => format!("; {} {what} unfinished at the end", count(unfinished)),
-        (failed, unfinished) => {
-            format!("; {} {what} failed, {} unfinished at the end", count(failed), count(unfinished))
-        }
+        (failed, 0) => format!("; {} failed", of(failed)),
+        (0, unfinished) => format!("; {} unfinished at the end", of(unfinished)),
+        (failed, unfinished) => format!("; {} failed, {} unfinished at the end", of(failed), count(unfinished)),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use gpufeed_reports::claims;
 use gpufeed_reports::verdict::{Inputs, headline, sentence, verdict};
-use gpufeed_schema::{ClaimStatus, ClosedOrOpen, Latency, Member, Verdict};
+use gpufeed_schema::{ClaimStatus, ClosedOrOpen, GpuPool, GpuTime, Latency, Member, Verdict};
 
 use crate::fixtures;
 
@@ -147,7 +147,8 @@ fn headlines_hold_each_members_figures() {
         [
             "storage keeps 4 emulated H100 fed on unet3d: 93.1% utilization, 90% needed, reading 851 MB/s",
             "TTFT p99 1.04 s, 6.03× shorter than recomputing, 2.23× that of ideal storage; emulated GPUs useful 71.4% of \
-             the time and stalled on storage 13.0%; 22 requests unfinished at the end",
+             the time and stalled on storage 13.0%; 22 requests unfinished at the end; offered load is 1.24 of the capacity \
+             without the tier, so TTFT of recomputing grows with the length of the run",
             "retrieval takes 37.4% of the time to first token, 21.7 ms of 58.9 ms at p50, recall 95.3%; 2 queries unfinished \
              at the end",
         ]
@@ -166,6 +167,44 @@ fn headlines_hold_each_members_figures() {
     assert_eq!(headline(&Member::default()), "no operation completed");
     report.members[1].verdict = "its own words.".into();
     assert_eq!(headline(&report.members[1]), "its own words");
+}
+
+/// Where requests come faster than they are served, every TTFT depends on the length of the run, and the headline says so.
+#[test]
+fn an_overloaded_run_says_so() {
+    let clause =
+        "; offered load exceeds what the workers can do on this storage, so TTFT grows with the length of the run";
+    let said = |requests: u64, completed: u64, no_work_ratio: f64, pools: [f64; 2]| {
+        let mut report = fixtures::quick(3);
+        let kv = report.members[1].kv.as_mut().expect("a KV section");
+        (kv.requests, kv.completed, kv.unfinished, kv.load_ratio) = (requests, completed, requests - completed, None);
+        kv.gpu.no_work_ratio = no_work_ratio;
+        let gpu = |no_work_ratio| GpuTime { no_work_ratio, ..kv.gpu };
+        let pool = |no_work| GpuPool { name: "decode".into(), workers: 2, gpu: gpu(no_work) };
+        kv.gpu_pools = pools.map(pool).into();
+        if pools == [0.0, 0.0] {
+            kv.gpu_pools = Vec::new();
+        }
+        headline(&report.members[1]).ends_with(clause)
+    };
+    assert!(said(1000, 700, 0.002, [0.0; 2]));
+    assert!(said(1000, 700, 0.3, [0.6, 0.001]), "one pool is enough");
+    assert!(!said(1000, 700, 0.2, [0.0; 2]), "workers had time: requests are just long");
+    assert!(!said(1000, 990, 0.002, [0.0; 2]), "it keeps up");
+}
+
+#[test]
+fn one_is_no_plural() {
+    let mut report = fixtures::quick(3);
+    let kv = report.members[1].kv.as_mut().expect("a KV section");
+    (kv.failed, kv.unfinished, kv.load_ratio) = (1, 0, None);
+    assert!(headline(&report.members[1]).ends_with("; 1 request failed"));
+    let kv = report.members[1].kv.as_mut().expect("a KV section");
+    (kv.failed, kv.unfinished) = (2, 1);
+    assert!(headline(&report.members[1]).ends_with("; 2 requests failed, 1 unfinished at the end"));
+    let rag = report.members[2].rag.as_mut().expect("a RAG section");
+    (rag.failed, rag.unfinished) = (0, 1);
+    assert!(headline(&report.members[2]).ends_with("; 1 query unfinished at the end"));
 }
 
 /// MLPerf's rule leaves out first steps: a run can pass that waited a third of the time, and has to say so.
