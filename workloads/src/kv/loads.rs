@@ -515,7 +515,7 @@ impl Tiers {
             }
         }
         if self.metrics.counts(now) {
-            self.metrics.loaded_blocks += got.g3 + got.g4;
+            self.metrics.loaded_blocks += got.g4;
         }
         self.got.insert(job, got);
         good
