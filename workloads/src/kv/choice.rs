@@ -84,9 +84,10 @@ impl Tiers {
         }
     }
 
-    /// `B*(k)` after `cached` tokens, by the latency to the first byte that reads showed.
+    /// `B*(k)` after `cached` tokens, by the latency to the first byte that reads showed: like all results divided by the
+    /// time scale, as the choice was between that latency and GPU times multiplied by it.
     pub(super) fn break_even(&self, cached: u64) -> Vec<BreakEven> {
-        let first_byte_ns = self.target.estimate().first_byte_ns(1);
+        let first_byte_ns = self.target.estimate().first_byte_ns(1) / self.spec.time_scale;
         let batch = self.spec.max_num_batched_tokens;
         self.curve(|tokens| self.cost.break_even_bytes_per_s(cached, tokens, batch, first_byte_ns))
     }
