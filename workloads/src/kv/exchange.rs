@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use gpufeed_profiles::{KeyForm, Store};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::kv::block_map::BlockMap;
 use crate::kv::client::{RequestShape, Step};
 use crate::kv::estimate::{Estimate, Prior, Queued};
 use crate::machine::Submit;
@@ -164,7 +165,7 @@ pub(super) struct Exchange {
     /// For each worker, objects of which a rank knows that they are there, by hash of both.
     known: Vec<FxHashSet<u64>>,
     /// Positions and parents of blocks, where keys have them.
-    lineage: FxHashMap<u64, (u32, u64)>,
+    lineage: BlockMap<(u32, u64)>,
     /// Locks that a worker has left behind.
     left_locks: FxHashSet<(u32, u64)>,
     spared: Spared,
@@ -187,7 +188,7 @@ impl Exchange {
             client: RequestShape::default(),
             walks: FxHashMap::default(),
             known: vec![FxHashSet::default(); workers as usize],
-            lineage: FxHashMap::default(),
+            lineage: BlockMap::default(),
             left_locks: FxHashSet::default(),
             spared: Spared::default(),
             layered: None,
@@ -219,7 +220,9 @@ impl Exchange {
     pub(super) fn learn(&mut self, ids: &[u64]) {
         if self.client.key == KeyForm::RankPositionHash {
             let parents = std::iter::once(0).chain(ids.iter().copied());
-            self.lineage.extend(ids.iter().zip(parents).zip(0..).map(|((&id, parent), at)| (id, (at, parent))));
+            for ((&id, parent), at) in ids.iter().zip(parents).zip(0..) {
+                self.lineage.insert(id, (at, parent));
+            }
         }
     }
 

@@ -154,7 +154,7 @@ pub(super) struct Tiers {
     /// How long a look-up or a load protects a block, in the model's time.
     pub(super) lease_ns: u64,
     /// Prompts that contained each block; kept where writes are selective.
-    pub(super) seen: FxHashMap<u64, u32>,
+    pub(super) seen: BlockMap<u32>,
     /// Blocks to be offloaded again from GPU memory, and slots there to be given back: for the machine to act upon.
     pub(super) rewrites: Vec<(u32, u64)>,
     pub(super) unpins: Vec<(u32, Slot)>,
@@ -230,7 +230,7 @@ impl Tiers {
             drives,
             shared: SharedIndex::new(bound, lease_ns),
             lease_ns,
-            seen: FxHashMap::default(),
+            seen: BlockMap::default(),
             rewrites: Vec::new(),
             unpins: Vec::new(),
             target: Exchange::new(shape, spec.workers)

@@ -51,9 +51,9 @@ impl Tiers {
             return;
         }
         for &id in ids {
-            let seen = self.seen.entry(id).or_default();
-            *seen = seen.saturating_add(1);
-            if *seen != self.spec.write_after_seen || !self.wants_write(worker, id) {
+            let seen = self.seen.get(&id).map_or(1, |seen| seen.saturating_add(1));
+            self.seen.insert(id, seen);
+            if seen != self.spec.write_after_seen || !self.wants_write(worker, id) {
                 continue;
             }
             if self.locals[worker as usize].g2.contains(id) {
