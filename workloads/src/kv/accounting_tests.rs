@@ -165,6 +165,15 @@ fn what_the_window_cuts_is_unfinished() {
     assert_eq!(section.ttft.summary.count, 3);
 }
 
+/// The report calls knobs what plans and the command line call them.
+#[test]
+fn inputs_are_in_the_words_of_plans() {
+    let spec = KvSpec { routing: Routing::KvAware, write_policy: WritePolicy::WriteThroughSelective, ..spec() };
+    let inputs = play(&spec, &requests(&AGAIN), Duration::ZERO).inputs;
+    let of = ["routing", "writes", "load or recompute"].map(|name| inputs[name].as_str());
+    assert_eq!(of, ["kv-aware", "write-through-selective", "always"]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 

@@ -1,8 +1,8 @@
 //! KV-cache offload: a trace drives emulated inference workers whose prefixes spill to host memory and to the target.
 //!
-//! For a request: route it, match its prefix in GPU memory (G1), host memory (G2) and on the target (G4, real reads),
-//! load or compute again, prefill the rest, decode, and offload new full blocks behind the GPU's back. GPUs are
-//! emulated (crate module `inference`), storage is real.
+//! For a request: route it, match its prefix in GPU memory (G1), host memory (G2), on the local drive (G3) and on the
+//! target (G4), both by real reads, load or compute again, prefill the rest, decode, and offload new full blocks behind
+//! the GPU's back. GPUs are emulated (crate module `inference`), storage is real.
 
 mod baseline;
 mod block_map;
@@ -310,9 +310,9 @@ impl Kv {
             ("host memory per worker (G2)", spec.g2_bytes.to_string()),
             ("local drive per node (G3)", spec.g3_bytes.to_string()),
             ("shared tier (G4)", shared_tier(spec)),
-            ("writes", format!("{:?}", spec.write_policy)),
-            ("routing", format!("{:?}", spec.routing)),
-            ("load or recompute", format!("{:?}", spec.load)),
+            ("writes", word(&spec.write_policy)),
+            ("routing", spec.routing.name().to_owned()),
+            ("load or recompute", word(&spec.load)),
             ("reads in flight per worker", spec.get_in_flight.to_string()),
             ("writes in flight per worker", spec.put_in_flight.to_string()),
             ("object", Bytes(self.tiers.target.shape().object_bytes).to_string()),
@@ -326,6 +326,9 @@ impl Kv {
         inputs.insert("blocks".to_owned(), requests.blocks_in_words());
         if !spec.shape.client.is_empty() {
             inputs.insert("client".to_owned(), spec.shape.client.clone());
+        }
+        if self.tiers.drives.exist() {
+            inputs.insert("local drive in baselines".to_owned(), "of the same size, but instant".to_owned());
         }
         let spared = self.tiers.target.spared();
         for (why, blocks) in [("they were there", spared.present), ("another writer had them", spared.locked)] {
@@ -478,6 +481,12 @@ impl Workload for Kv {
     fn section(&self, measured: (Tick, Tick)) -> Section {
         Section::Kv(Box::new(self.report(measured)))
     }
+}
+
+/// A knob's value as plans write it.
+fn word(value: &impl serde::Serialize) -> String {
+    let value = serde_json::to_value(value).unwrap_or_default();
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 /// What the shared tier may hold, in words.
