@@ -175,7 +175,8 @@ impl BlockPool {
     }
 
     /// Puts content in without keeping a reference (most recently used), or makes it so. False when there is no room.
-    pub fn insert(&mut self, id: u64) -> bool {
+    #[cfg(test)]
+    pub(crate) fn insert(&mut self, id: u64) -> bool {
         let Some(slot) = self.acquire(id).or_else(|| self.allocate()) else { return false };
         self.name(slot, id);
         self.release(slot);
