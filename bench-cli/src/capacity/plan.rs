@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
-use gpufeed_profiles::units::{Bytes, BytesPerSec};
+use gpufeed_profiles::units::{Bytes, BytesPerSec, three_digits};
 use gpufeed_profiles::{Overrides, StorageCosts, costs, source_of};
 use gpufeed_schema::{
     CAPACITY_VERSION, CapacityPlan, Demand, GridPoint, Nodes, Prices, Required, StorageLine, TierCapacity, Tool,
@@ -62,7 +62,7 @@ pub struct CapacityArgs {
     /// target as an earlier run measured it
     #[arg(long, value_name = "SHAPE", help_heading = "Storage")]
     pub storage: Option<String>,
-    /// Operations that storage serves at a time [default: as many as come]
+    /// Operations that storage serves at a time, in everything but ideal storage [default: as many as come]
     #[arg(long, value_name = "N", help_heading = "Storage")]
     pub storage_concurrency: Option<usize>,
     /// Reads of one storage node
@@ -126,6 +126,29 @@ impl CapacityArgs {
         Case::resolve(flags, self.engine.as_deref())
     }
 
+    /// Refuses flags that only the plan itself reads.
+    ///
+    /// # Errors
+    /// When one of them was given.
+    pub(super) fn check_sweep(&self) -> anyhow::Result<()> {
+        self.check()?;
+        let only_of_plans = [
+            ("--grid", self.grid.is_some()),
+            ("--node-read-bytes-per-s", self.node_read_bytes_per_s.is_some()),
+            ("--gpu-dollars-per-hour", self.gpu_dollars_per_hour.is_some()),
+            ("--storage-dollars-per-tb-month", self.storage_dollars_per_tb_month.is_some()),
+        ];
+        if let Some((flag, _)) = only_of_plans.into_iter().find(|(_, given)| *given) {
+            return Err(usage(format!("{flag} does nothing to a sweep: leave it out, or plan without `sweep`")));
+        }
+        if self.storage_concurrency.is_some() && self.storage.is_none() {
+            return Err(usage(
+                "--storage-concurrency needs a --storage in a sweep: ideal storage answers at once, however many come",
+            ));
+        }
+        Ok(())
+    }
+
     /// Dollars of a GPU for an hour, of storage, and where they come from.
     fn prices(&self, gpu: &str) -> (Option<f64>, StorageCosts, String) {
         let built_in = costs();
@@ -145,7 +168,11 @@ impl CapacityArgs {
         (dollars, StorageCosts { dollars_per_tb_month: month }, source)
     }
 
-    fn check(&self) -> anyhow::Result<()> {
+    /// Refuses what makes no sense, and makes the directory before anything is played.
+    ///
+    /// # Errors
+    /// One sentence for each.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
         let positive = [
             ("--node-read-bytes-per-s", self.node_read_bytes_per_s.map(|rate| rate.0)),
             ("--node-write-bytes-per-s", self.node_write_bytes_per_s.map(|rate| rate.0)),
@@ -161,6 +188,10 @@ impl CapacityArgs {
         }
         if self.grid.is_some_and(|grid| grid == 1 || grid > 64) {
             return Err(usage("--grid must be 0, or from 2 to 64 steps"));
+        }
+        if let Some(dir) = &self.out {
+            std::fs::create_dir_all(dir)
+                .map_err(|error| usage(format!("cannot make the directory --out {}: {error}", dir.display())))?;
         }
         Ok(())
     }
@@ -199,7 +230,7 @@ struct Line {
 enum Source {
     Instant,
     Given(Given, Option<usize>),
-    Figures(Figures),
+    Figures(Figures, Option<usize>),
 }
 
 impl Source {
@@ -207,7 +238,7 @@ impl Source {
         Ok(match self {
             Self::Instant => Box::new(Instant),
             Self::Given(given, concurrency) => given.storage(*concurrency, seed),
-            Self::Figures(figures) => Box::new(figures.storage(seed)?),
+            Self::Figures(figures, concurrency) => Box::new(figures.storage(*concurrency, seed)?),
         })
     }
 }
@@ -219,8 +250,8 @@ impl Source {
 pub(super) fn plan(args: &CapacityArgs, show: Show) -> anyhow::Result<CapacityPlan> {
     args.check()?;
     let case = args.case()?;
-    let given =
-        args.storage.as_ref().map(|text| Given::parse(text, args.storage_concurrency, case.seed)).transpose()?;
+    let at_a_time = args.storage_concurrency;
+    let given = args.storage.as_ref().map(|text| Given::parse(text, at_a_time, case.seed)).transpose()?;
     let node_figures = args.node_read_bytes_per_s.zip(args.node_write_bytes_per_s);
     let node_latency = args.node_latency.clone();
     Figures { latency: node_latency.clone(), ..Figures::NONE }.shape()?;
@@ -237,7 +268,8 @@ pub(super) fn plan(args: &CapacityArgs, show: Show) -> anyhow::Result<CapacityPl
         read: demand::rate(&ideal.moved.read, ideal.end_s),
         write: demand::rate(&ideal.moved.written, ideal.end_s),
     };
-    let required = required(&case, &crew, &ideal, &local, &demand)?;
+    let search = Search { case: &case, crew: &crew, ideal: &ideal, at_a_time };
+    let required = search.required(&local, &demand)?;
     let working_set = working_set(&case);
     let nodes = match node_figures {
         None => None,
@@ -247,7 +279,7 @@ pub(super) fn plan(args: &CapacityArgs, show: Show) -> anyhow::Result<CapacityPl
                 write_bytes_per_s: Some(write.0),
                 latency: node_latency.clone(),
             };
-            Some(nodes(&case, &crew, &ideal, &required, &working_set, &node, args.node_capacity)?)
+            Some(search.nodes(&required, &working_set, &node, args.node_capacity)?)
         }
     };
 
@@ -257,13 +289,13 @@ pub(super) fn plan(args: &CapacityArgs, show: Show) -> anyhow::Result<CapacityPl
         Line { name: "ideal_storage", tiers: Tiers::Ideal, storage: Source::Instant },
     ];
     if let Some(given) = given {
-        let storage = Source::Given(given, args.storage_concurrency);
+        let storage = Source::Given(given, at_a_time);
         kinds.push(Line { name: "given", tiers: Tiers::Shared, storage });
     }
     if let (Some(nodes), Some((read, write))) = (&nodes, node_figures) {
         let many = |rate: BytesPerSec| Some(rate.0 * nodes.count as f64);
         let figures = Figures { read_bytes_per_s: many(read), write_bytes_per_s: many(write), latency: node_latency };
-        kinds.push(Line { name: "nodes", tiers: Tiers::Shared, storage: Source::Figures(figures) });
+        kinds.push(Line { name: "nodes", tiers: Tiers::Shared, storage: Source::Figures(figures, at_a_time) });
     }
     let (gpu_dollars, storage_costs, source) = args.prices(&case.spec.gpu);
     let capacity = nodes.as_ref().zip(args.node_capacity).map(|(nodes, node)| nodes.count * node.0);
@@ -277,7 +309,7 @@ pub(super) fn plan(args: &CapacityArgs, show: Show) -> anyhow::Result<CapacityPl
         .iter()
         .map(|line| storage_line(&case, &crew, line, &ideal, &prices))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let grid = grid(&case, &crew, &ideal, &demand, &required, grid_steps)?;
+    let grid = search.grid(&demand, &required, grid_steps)?;
 
     Ok(CapacityPlan {
         schema_version: CAPACITY_VERSION.to_owned(),
@@ -291,7 +323,7 @@ pub(super) fn plan(args: &CapacityArgs, show: Show) -> anyhow::Result<CapacityPl
         duration_s: case.requests.span_ns() as f64 / 1e9,
         slo: ideal.section.slo,
         demand,
-        notes: notes(&required, &ideal, nodes.as_ref()),
+        notes: notes(&required, &ideal, nodes.as_ref(), at_a_time),
         required,
         storages,
         working_set,
@@ -314,38 +346,114 @@ pub(super) fn tool() -> Tool {
     }
 }
 
-/// The least bandwidth and the most latency, each with the others no limit, then all at once.
-fn required(case: &Case, crew: &Crew, ideal: &Played, local: &Played, demand: &Demand) -> anyhow::Result<Required> {
-    let goal = ENOUGH * ideal.good();
-    let mut required = Required { goodput_ratio: ENOUGH, ..Required::default() };
-    if local.good() >= goal {
-        required.local_is_enough = true;
-        (required.read_bytes_per_s, required.write_bytes_per_s) = (Some(0.0), Some(0.0));
-        return Ok(required);
+/// What the searches of a plan have in common.
+struct Search<'a> {
+    case: &'a Case,
+    crew: &'a Crew,
+    ideal: &'a Played,
+    /// Operations that storage serves at a time.
+    at_a_time: Option<usize>,
+}
+
+impl Search<'_> {
+    fn on(&self, figures: &Figures) -> anyhow::Result<Played> {
+        self.case.play(Tiers::Shared, figures.storage(self.at_a_time, self.case.seed)?)
     }
-    let good = |figures: &Figures| -> anyhow::Result<f64> {
-        Ok(case.play(Tiers::Shared, figures.storage(case.seed)?)?.good())
-    };
-    let rate = |demand: &gpufeed_schema::DemandRate, figures: fn(f64) -> Figures| {
-        let start = demand.max_window_bytes_per_s.max(1e6);
-        least(crew, 1e3, start, |rate| Ok(good(&figures(rate))? >= goal))
-    };
-    required.read_bytes_per_s = rate(&demand.read, |rate| Figures { read_bytes_per_s: Some(rate), ..Figures::NONE })?;
-    required.write_bytes_per_s =
-        rate(&demand.write, |rate| Figures { write_bytes_per_s: Some(rate), ..Figures::NONE })?;
-    // The most latency that will do is the least of its inverse; 100 s is as good as never, 1 µs as at once.
-    let per_s = least(crew, 0.01, 100.0, |per_s| {
-        Ok(good(&Figures { latency: Figures::latency_ns(1e9 / per_s), ..Figures::NONE })? >= goal)
-    })?;
-    required.first_byte_p99_ns = per_s.filter(|per_s| *per_s > 0.0).map(|per_s| (1e9 / per_s) as u64);
-    if let (Some(read), Some(write)) = (required.read_bytes_per_s, required.write_bytes_per_s) {
-        let some = |rate: f64| (rate > 0.0).then_some(rate);
-        let latency = required.first_byte_p99_ns.and_then(|ns| Figures::latency_ns(ns as f64 / 2.0));
-        let all = Figures { read_bytes_per_s: some(read), write_bytes_per_s: some(write), latency };
-        let together = crew.each(&[all], good)?[0];
-        required.together_goodput_ratio = (ideal.good() > 0.0).then(|| together / ideal.good());
+
+    /// The least bandwidth and the most latency, each with the others no limit, then all at once.
+    fn required(&self, local: &Played, demand: &Demand) -> anyhow::Result<Required> {
+        let goal = ENOUGH * self.ideal.good();
+        let mut required = Required { goodput_ratio: ENOUGH, ..Required::default() };
+        // Nothing brings any inside.
+        if goal == 0.0 {
+            return Ok(required);
+        }
+        if local.good() >= goal {
+            required.local_is_enough = true;
+            (required.read_bytes_per_s, required.write_bytes_per_s) = (Some(0.0), Some(0.0));
+            return Ok(required);
+        }
+        let good = |figures: &Figures| -> anyhow::Result<f64> { Ok(self.on(figures)?.good()) };
+        let rate = |demand: &gpufeed_schema::DemandRate, figures: fn(f64) -> Figures| {
+            let start = demand.max_window_bytes_per_s.max(1e6);
+            least(self.crew, 1e3, start, |rate| Ok(good(&figures(rate))? >= goal))
+        };
+        required.read_bytes_per_s =
+            rate(&demand.read, |rate| Figures { read_bytes_per_s: Some(rate), ..Figures::NONE })?;
+        required.write_bytes_per_s =
+            rate(&demand.write, |rate| Figures { write_bytes_per_s: Some(rate), ..Figures::NONE })?;
+        // The most latency that will do is the least of its inverse; 100 s is as good as never, 1 µs as at once.
+        let per_s = least(self.crew, 0.01, 100.0, |per_s| {
+            Ok(good(&Figures { latency: Figures::latency_ns(1e9 / per_s), ..Figures::NONE })? >= goal)
+        })?;
+        required.first_byte_p99_ns = per_s.filter(|per_s| *per_s > 0.0).map(|per_s| (1e9 / per_s) as u64);
+        if let (Some(read), Some(write)) = (required.read_bytes_per_s, required.write_bytes_per_s) {
+            let some = |rate: f64| (rate > 0.0).then_some(rate);
+            let latency = required.first_byte_p99_ns.and_then(|ns| Figures::latency_ns(ns as f64 / 2.0));
+            let all = Figures { read_bytes_per_s: some(read), write_bytes_per_s: some(write), latency };
+            let together = self.crew.each(&[all], good)?[0];
+            required.together_goodput_ratio = (self.ideal.good() > 0.0).then(|| together / self.ideal.good());
+        }
+        Ok(required)
     }
-    Ok(required)
+
+    /// How many nodes meet every requirement, and what so many reach.
+    fn nodes(
+        &self,
+        required: &Required,
+        working_set: &WorkingSetCurve,
+        node: &Figures,
+        capacity: Option<Bytes>,
+    ) -> anyhow::Result<Nodes> {
+        let mut found = count_nodes(required, working_set.shared_tier_bytes, node, capacity.map(|bytes| bytes.0));
+        let many = |rate: Option<f64>| rate.map(|rate| rate * found.count as f64);
+        let figures = Figures {
+            read_bytes_per_s: many(node.read_bytes_per_s),
+            write_bytes_per_s: many(node.write_bytes_per_s),
+            latency: node.latency.clone(),
+        };
+        if node.latency.is_some() {
+            found.latency_p99_ns = Some(demand::first_byte_p99_ns(&node.shape()?, self.case.seed));
+            found.latency_is_enough =
+                found.latency_p99_ns.map(|p99| required.first_byte_p99_ns.is_none_or(|most| p99 <= most));
+        }
+        let reached = self.crew.each(&[figures], |figures| self.on(figures))?[0].good();
+        found.goodput_ratio = if self.ideal.good() > 0.0 { reached / self.ideal.good() } else { 0.0 };
+        Ok(found)
+    }
+
+    /// Figures over bandwidth and latency, around what is required.
+    fn grid(&self, demand: &Demand, required: &Required, steps: usize) -> anyhow::Result<Vec<GridPoint>> {
+        let known = |rate: Option<f64>, demand: f64| rate.filter(|rate| *rate > 0.0).unwrap_or(demand.max(1e6));
+        let read = known(required.read_bytes_per_s, demand.read.max_window_bytes_per_s);
+        let write = known(required.write_bytes_per_s, demand.write.max_window_bytes_per_s);
+        let latency = required.first_byte_p99_ns.map_or(1e9, |ns| ns as f64);
+        let middle = (steps / 2) as i32;
+        let mut points = Vec::new();
+        for i in 0..steps as i32 {
+            for j in 0..steps as i32 {
+                let times = 2f64.powi(i - middle);
+                points.push((read * times, write * times, latency * 4f64.powi(j + 1 - steps as i32)));
+            }
+        }
+        self.crew.each(&points, |&(read, write, latency)| {
+            let figures = Figures {
+                read_bytes_per_s: Some(read),
+                write_bytes_per_s: Some(write),
+                latency: Figures::latency_ns(latency),
+            };
+            let section = self.on(&figures)?.section;
+            Ok(GridPoint {
+                read_bytes_per_s: read,
+                write_bytes_per_s: write,
+                latency_ns: latency.round() as u64,
+                output_tokens_per_s: section.output_tokens_per_s,
+                useful_ratio: useful_ratio(&section, &self.ideal.section),
+                goodput_per_s: section.goodput_per_s,
+                ttft_p50_ns: section.ttft.summary.p50_ns,
+            })
+        })
+    }
 }
 
 fn working_set(case: &Case) -> WorkingSetCurve {
@@ -370,33 +478,6 @@ fn working_set(case: &Case) -> WorkingSetCurve {
         tiers: vec![tier("g1", case.g1_blocks()), tier("g2", case.spec.g2_bytes.0 / block_bytes.max(1))],
         shared_tier_bytes: set.blocks_for(CAPACITY_SHARE) * block_bytes,
     }
-}
-
-/// How many nodes meet every requirement, and what so many reach.
-fn nodes(
-    case: &Case,
-    crew: &Crew,
-    ideal: &Played,
-    required: &Required,
-    working_set: &WorkingSetCurve,
-    node: &Figures,
-    capacity: Option<Bytes>,
-) -> anyhow::Result<Nodes> {
-    let mut found = count_nodes(required, working_set.shared_tier_bytes, node, capacity.map(|bytes| bytes.0));
-    let many = |rate: Option<f64>| rate.map(|rate| rate * found.count as f64);
-    let figures = Figures {
-        read_bytes_per_s: many(node.read_bytes_per_s),
-        write_bytes_per_s: many(node.write_bytes_per_s),
-        latency: node.latency.clone(),
-    };
-    if node.latency.is_some() {
-        found.latency_p99_ns = Some(demand::first_byte_p99_ns(&node.shape()?, case.seed));
-        found.latency_is_enough =
-            found.latency_p99_ns.map(|p99| required.first_byte_p99_ns.is_none_or(|most| p99 <= most));
-    }
-    let reached = crew.each(&[figures], |figures| case.play(Tiers::Shared, figures.storage(case.seed)?))?[0].good();
-    found.goodput_ratio = if ideal.good() > 0.0 { reached / ideal.good() } else { 0.0 };
-    Ok(found)
 }
 
 fn count_nodes(required: &Required, shared_tier_bytes: u64, node: &Figures, capacity: Option<u64>) -> Nodes {
@@ -451,46 +532,6 @@ fn dollars_per_million(gpus: f64, prices: &Prices, shared: bool, tokens_per_s: f
     (tokens_per_s > 0.0).then(|| per_hour / (tokens_per_s * 3600.0) * 1e6)
 }
 
-/// Figures over bandwidth and latency, around what is required.
-fn grid(
-    case: &Case,
-    crew: &Crew,
-    ideal: &Played,
-    demand: &Demand,
-    required: &Required,
-    steps: usize,
-) -> anyhow::Result<Vec<GridPoint>> {
-    let known = |rate: Option<f64>, demand: f64| rate.filter(|rate| *rate > 0.0).unwrap_or(demand.max(1e6));
-    let read = known(required.read_bytes_per_s, demand.read.max_window_bytes_per_s);
-    let write = known(required.write_bytes_per_s, demand.write.max_window_bytes_per_s);
-    let latency = required.first_byte_p99_ns.map_or(1e9, |ns| ns as f64);
-    let middle = (steps / 2) as i32;
-    let mut points = Vec::new();
-    for i in 0..steps as i32 {
-        for j in 0..steps as i32 {
-            let times = 2f64.powi(i - middle);
-            points.push((read * times, write * times, latency * 4f64.powi(j + 1 - steps as i32)));
-        }
-    }
-    crew.each(&points, |&(read, write, latency)| {
-        let figures = Figures {
-            read_bytes_per_s: Some(read),
-            write_bytes_per_s: Some(write),
-            latency: Figures::latency_ns(latency),
-        };
-        let section = case.play(Tiers::Shared, figures.storage(case.seed)?)?.section;
-        Ok(GridPoint {
-            read_bytes_per_s: read,
-            write_bytes_per_s: write,
-            latency_ns: latency.round() as u64,
-            output_tokens_per_s: section.output_tokens_per_s,
-            useful_ratio: useful_ratio(&section, &ideal.section),
-            goodput_per_s: section.goodput_per_s,
-            ttft_p50_ns: section.ttft.summary.p50_ns,
-        })
-    })
-}
-
 fn definitions() -> BTreeMap<String, String> {
     let share = format!("{:.0}%", ENOUGH * 100.0);
     [
@@ -508,7 +549,7 @@ fn definitions() -> BTreeMap<String, String> {
     .collect()
 }
 
-fn notes(required: &Required, ideal: &Played, nodes: Option<&Nodes>) -> Vec<String> {
+fn notes(required: &Required, ideal: &Played, nodes: Option<&Nodes>, at_a_time: Option<usize>) -> Vec<String> {
     let mut notes = vec![
         "everything here is estimated in virtual time: nothing was measured but what --storage report: brings"
             .to_owned(),
@@ -517,8 +558,12 @@ fn notes(required: &Required, ideal: &Played, nodes: Option<&Nodes>) -> Vec<Stri
         notes.push("no request meets the SLO even on ideal storage: give more workers, a faster GPU or looser objectives, or fewer requests".to_owned());
     }
     if required.local_is_enough {
-        notes.push("local tiers alone keep the SLO at this load: nothing is required of shared storage".to_owned());
+        notes.push(format!(
+            "local tiers alone serve as many requests inside the SLO as ideal storage does ({}% of all that come): nothing is required of shared storage at this load",
+            three_digits(ideal.slo_ratio() * 100.0)
+        ));
     }
+    notes.extend(at_a_time.map(|n| format!("storage serves {n} operations at a time wherever it is not ideal")));
     if required.together_goodput_ratio.is_some_and(|ratio| ratio < required.goodput_ratio) {
         notes.push("limits that each will do alone do not all at once: plan for more of each".to_owned());
     }

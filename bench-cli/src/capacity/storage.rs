@@ -45,12 +45,12 @@ impl Figures {
         Shape::parse(&parts).or_usage()
     }
 
-    /// As storage.
+    /// As storage that serves `concurrency` operations at a time.
     ///
     /// # Errors
     /// As [`Figures::shape`].
-    pub(super) fn storage(&self, seed: u64) -> anyhow::Result<StorageModel> {
-        Ok(StorageModel::new(&self.shape()?, seed, None))
+    pub(super) fn storage(&self, concurrency: Option<usize>, seed: u64) -> anyhow::Result<StorageModel> {
+        Ok(StorageModel::new(&self.shape()?, seed, concurrency))
     }
 }
 

@@ -15,7 +15,7 @@ use super::plan::{CapacityArgs, tool};
 use super::storage::Given;
 use super::text;
 use crate::args::PlanFormat;
-use crate::exit::{Exit, OrUsage};
+use crate::exit::{Exit, OrUsage, usage};
 use crate::output;
 use crate::progress::Show;
 
@@ -80,6 +80,7 @@ pub(super) fn run(args: &SweepArgs) -> anyhow::Result<Exit> {
 /// # Errors
 /// When a flag makes no sense.
 pub(super) fn table(flags: &CapacityArgs, what: SweepOf) -> anyhow::Result<Sweep> {
+    flags.check_sweep()?;
     let case = flags.case()?;
     let given = match &flags.storage {
         Some(text) => Some(Given::parse(text, flags.storage_concurrency, case.seed)?),
@@ -200,7 +201,9 @@ impl On<'_> {
         self.over("block-size", "Tokens of a block", "block_tokens", &values, |_, value| {
             let mut flags = self.flags.clone();
             flags.set.push(format!("kv.block_tokens={value}"));
-            flags.case()
+            // GPU memory is as large as it was, where it was given in blocks.
+            let blocks = |blocks: u64| (blocks * u64::from(self.case.spec.block_tokens) / value).max(1);
+            Ok(flags.case()?.with(|spec| spec.g1_blocks = self.case.spec.g1_blocks.map(blocks)))
         })
     }
 
@@ -239,7 +242,15 @@ impl On<'_> {
     /// Requests at once whose prefix lies on storage and nowhere else.
     fn ttft(&self) -> anyhow::Result<Sweep> {
         let block = self.case.requests.block_tokens();
-        let contexts: Vec<u64> = doubling(1024, 131_072).into_iter().filter(|context| *context >= 2 * block).collect();
+        // A prompt and its answer have to fit into GPU memory.
+        let most = self.case.g1_blocks().saturating_sub(1) * block;
+        let fits = |context: &u64| *context >= 2 * block && *context <= most;
+        let contexts: Vec<u64> = doubling(1024, 131_072).into_iter().filter(fits).collect();
+        if contexts.is_empty() {
+            return Err(usage(format!(
+                "GPU memory holds {most} tokens beside an answer, less than two blocks of {block}: give more, or smaller blocks"
+            )));
+        }
         let mut points = Vec::new();
         for &at_once in &[1u64, 4, 16] {
             for &hit in &[0.0, 0.5, 0.9, 1.0] {

@@ -60,6 +60,17 @@ fn what_is_required_is_what_the_formulas_say() {
     // 16 reads at once: 19 take two rounds, the second of three.
     near(required.first_byte_p99_ns.expect("a bound") as f64, left_ns(3.0) / 2.0);
     assert!(!required.local_is_enough);
+    // One of the 38 that ideal storage serves in time may be late, and that is the second prompt's second, whose blocks are
+    // written after the first's. The first's second finds what was written in the ten seconds since the first chunk of
+    // 16 blocks was done, and may compute what few blocks the objective leaves time for.
+    let partly_ns = |found: u64| {
+        let computed = cost.prefill_ns(found * 512, (BLOCKS - found) * 512, 8192);
+        cost.request_ns(TOKENS) + computed + cost.copy_ns(found as f64 * block_bytes)
+    };
+    let found_blocks = (0..=LOADED).find(|found| partly_ns(*found) <= SLO_NS).expect("all of them will do") as f64;
+    let begun_ns = cost.request_ns(TOKENS) + cost.prefill_ns(0, 8192, 8192) + cost.copy_ns(16.0 * block_bytes);
+    let by_hand = found_blocks * block_bytes / (10e9 - begun_ns) * 1e9;
+    near(required.write_bytes_per_s.expect("writes are needed"), by_hand);
 
     let reads = (REQUESTS - 2) as f64 * loaded;
     assert_eq!(found.demand.read.bytes as f64, reads, "all but the first two read 19 blocks");
@@ -99,6 +110,42 @@ fn what_is_required_is_what_the_formulas_say() {
 }
 
 #[test]
+fn storage_that_serves_few_at_a_time_needs_to_be_faster() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let args = two_in_turn(&dir.path().join("trace.jsonl"));
+    let with = |at_a_time| {
+        let found = plan(&CapacityArgs { storage_concurrency: Some(at_a_time), ..args.clone() }, Show::Nothing);
+        found.expect("a plan")
+    };
+    let case = args.case().expect("a case");
+    let (cost, block_bytes) = (&case.cost, case.block_bytes() as f64);
+    let left_ns = |copies: f64| {
+        let computed_ns = cost.request_ns(TOKENS) + cost.prefill_ns(LOADED * 512, 512, 8192);
+        SLO_NS - computed_ns - cost.copy_ns(copies * block_bytes)
+    };
+    // Nineteen reads, four at a time: five rounds, the last of three. One at a time: nineteen rounds.
+    for (at_a_time, last, rounds) in [(4, 3.0, 5.0), (1, 1.0, 19.0)] {
+        let most = with(at_a_time).required.first_byte_p99_ns.expect("a bound") as f64;
+        let by_hand = left_ns(last) / rounds;
+        assert!((most / by_hand - 1.0).abs() < 0.01, "{at_a_time} at a time: {most} ns, {by_hand} by hand");
+    }
+    // The longest latency of the grid is what is required, with half the bandwidth first.
+    let found = with(4);
+    let longest = found.grid.iter().max_by_key(|point| point.latency_ns).expect("points").latency_ns;
+    assert_eq!(Some(longest), found.required.first_byte_p99_ns);
+    let slow = CapacityArgs { storage: Some(format!("get:latency={longest}ns")), ..args.clone() };
+    let p50 = |at_a_time| {
+        let args = CapacityArgs { storage_concurrency: at_a_time, grid: Some(0), ..slow.clone() };
+        let found = plan(&args, Show::Nothing).expect("a plan");
+        let line = found.storages.iter().find(|line| line.name == "given").expect("a line");
+        line.figures.ttft.summary.p50_ns.expect("enough requests") as f64
+    };
+    // Five rounds instead of two, whose last copies are as many.
+    let by_hand = 3.0 * longest as f64;
+    assert!(((p50(Some(4)) - p50(None)) / by_hand - 1.0).abs() < 0.01, "{} {}", p50(Some(4)), p50(None));
+}
+
+#[test]
 fn bad_input_says_the_way_out() {
     let dir = tempfile::tempdir().expect("a directory");
     let good = two_in_turn(&dir.path().join("trace.jsonl"));
@@ -111,6 +158,7 @@ fn bad_input_says_the_way_out() {
     says(&CapacityArgs { storage: Some("get:latency=soon".to_owned()), ..good.clone() }, &["get:latency=soon"]);
     says(&CapacityArgs { storage: Some("report:/nowhere".to_owned()), ..good.clone() }, &["/nowhere/report.json"]);
     says(&CapacityArgs { grid: Some(1), ..good.clone() }, &["--grid"]);
+    says(&CapacityArgs { storage_concurrency: Some(0), ..good.clone() }, &["--storage-concurrency"]);
     let azure = dir.path().join("azure.csv");
     let text = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,4808,10\n";
     std::fs::write(&azure, text).expect("written");
@@ -123,6 +171,7 @@ fn sweeps_move_as_storage_does() {
     let dir = tempfile::tempdir().expect("a directory");
     let args = CapacityArgs {
         storage: Some("get:latency=10ms".to_owned()),
+        grid: None,
         quiet: true,
         ..two_in_turn(&dir.path().join("trace.jsonl"))
     };

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use gpufeed_profiles::units::{Bytes, BytesPerSec, show_nanos, three_digits};
+use gpufeed_reports::html::capacity::heading;
 use gpufeed_schema::{CapacityPlan, Sweep};
 
 const DASH: &str = "–";
@@ -40,12 +41,15 @@ pub(super) fn plan(plan: &CapacityPlan) -> String {
     let dash = || DASH.to_owned();
     let _ = writeln!(
         text,
-        "{} on {} × {} of {} ({} GPUs), {} requests of {} in {} s\n",
+        "{} on {} × {} of {} ({}), {} requests of {} in {} s\n",
         plan.model,
         plan.workers,
         plan.tp,
         plan.gpu,
-        plan.workers * plan.tp,
+        match plan.workers * plan.tp {
+            1 => "1 GPU".to_owned(),
+            gpus => format!("{gpus} GPUs"),
+        },
         plan.requests,
         plan.trace,
         three_digits(plan.duration_s)
@@ -66,11 +70,14 @@ pub(super) fn plan(plan: &CapacityPlan) -> String {
     table(&mut text, &rows);
     let latency = match required.first_byte_p99_ns {
         Some(ns) => format!("at most {}", show_nanos(ns as f64)),
+        None if required.read_bytes_per_s.is_none() && required.write_bytes_per_s.is_none() => dash(),
         None => "no limit".to_owned(),
     };
     let _ = writeln!(text, "first byte p99    {latency}");
     let _ = writeln!(text, "shared capacity   {}", Bytes(plan.working_set.shared_tier_bytes));
-    let _ = writeln!(text, "all limits at once {} of ideal goodput", or_dash(required.together_goodput_ratio, percent));
+    if let Some(ratio) = required.together_goodput_ratio {
+        let _ = writeln!(text, "all at once       {} of ideal goodput", percent(ratio));
+    }
     if let Some(nodes) = &plan.nodes {
         let _ = writeln!(
             text,
@@ -84,7 +91,7 @@ pub(super) fn plan(plan: &CapacityPlan) -> String {
         );
     }
     text.push('\n');
-    let head = ["", "in SLO/s", "in SLO", "TTFT p50", "tokens/s", "useful", "most in SLO/s", "$/M tokens", "at most"];
+    let head = ["", "in SLO/s", "in SLO", "TTFT p50", "tokens/s", "useful", "most in SLO/s", "$/M tokens", "$ at that"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for line in &plan.storages {
         let figures = &line.figures;
@@ -140,7 +147,7 @@ fn words(sweep: &Sweep, column: &str, value: Option<f64>) -> String {
 /// A sweep.
 pub(super) fn sweep(sweep: &Sweep) -> String {
     let mut text = format!("{}\n\n", sweep.title);
-    let mut rows = vec![sweep.columns.iter().map(|column| column.replace('_', " ")).collect::<Vec<_>>()];
+    let mut rows = vec![sweep.columns.iter().map(|column| heading(column)).collect::<Vec<_>>()];
     for row in &sweep.rows {
         rows.push(sweep.columns.iter().zip(row).map(|(column, value)| words(sweep, column, *value)).collect());
     }

@@ -3,6 +3,7 @@
 //! [`program`] runs it; the others hold what it must do.
 #![expect(unreachable_pub, reason = "a test program has no users")]
 
+mod capacity;
 mod inference;
 mod interrupts;
 mod kv_wire;

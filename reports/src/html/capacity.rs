@@ -37,7 +37,7 @@ pub fn render_sweep(sweep: &Sweep, to: &mut impl Write) -> io::Result<()> {
             swept(i, sweep, chart).figure(page);
         }
         page.push_str("</div>");
-        let head: Vec<String> = sweep.columns.iter().map(|column| column.replace('_', " ")).collect();
+        let head: Vec<String> = sweep.columns.iter().map(|column| heading(column)).collect();
         let cell = |column: &String, value: &Option<f64>| {
             let word = sweep.words.get(column).zip(*value).and_then(|(words, value)| words.get(value as usize));
             word.cloned().unwrap_or_else(|| show(column, *value))
@@ -85,8 +85,10 @@ fn table(page: &mut String, caption: &str, head: &[String], rows: &[Vec<String>]
         r#"<div class="scroll" tabindex="0" role="group" aria-label="{0}"><table><caption>{0}</caption><thead><tr>"#,
         Text(caption)
     );
-    for name in head {
-        let _ = write!(page, r#"<th scope="col">{}</th>"#, Text(name));
+    for (i, name) in head.iter().enumerate() {
+        // Over names that begin at the left.
+        let looks = if i == 0 { r#" style="text-align:left""# } else { "" };
+        let _ = write!(page, r#"<th scope="col"{looks}>{}</th>"#, Text(name));
     }
     page.push_str("</tr></thead><tbody>");
     for row in rows {
@@ -152,7 +154,7 @@ fn body(page: &mut String, plan: &CapacityPlan) {
         "useful",
         "most requests/s in SLO",
         "$ per M tokens",
-        "$ at most",
+        "$ at that",
     ]);
     let rows: Vec<Vec<String>> = plan
         .storages
@@ -272,6 +274,13 @@ fn working_set(plan: &CapacityPlan) -> Chart {
     }
 }
 
+/// A column's name for people, whose cells carry their units.
+#[must_use]
+pub fn heading(column: &str) -> String {
+    let name = column.strip_suffix("_ns").or_else(|| column.strip_suffix("_ratio")).unwrap_or(column);
+    name.strip_suffix("_bytes").unwrap_or(name).replace("_per_", "/").replace('_', " ").replace("ttft", "TTFT")
+}
+
 fn unit(column: &str) -> Unit {
     match column {
         name if name.ends_with("_ns") => Unit::Nanos,
@@ -282,10 +291,15 @@ fn unit(column: &str) -> Unit {
     }
 }
 
+/// Whole numbers as such.
+fn counted(value: f64) -> String {
+    if value.fract() == 0.0 && value.abs() < 1000.0 { value.to_string() } else { number(value) }
+}
+
 fn show(column: &str, value: Option<f64>) -> String {
     or_dash(value, |value| match column {
         name if name.ends_with("_bytes") => size(value as u64),
-        name if unit(name) == Unit::Count => number(value),
+        name if unit(name) == Unit::Count => counted(value),
         name => unit(name).show(value),
     })
 }
@@ -342,7 +356,7 @@ fn swept(index: usize, sweep: &Sweep, chart: &SweepChart) -> Chart {
     let y_unit = unit(&chart.y);
     let scale = if y_unit == Unit::Nanos { Scale::Log } else { Scale::Linear };
     let held: Vec<String> =
-        chart.fixed.iter().map(|(n, v)| format!("{} {}", n.replace('_', " "), number(*v))).collect();
+        chart.fixed.iter().map(|(n, v)| format!("{} {}", n.replace('_', " "), counted(*v))).collect();
     let over = axis_name(&chart.x);
     Chart {
         id: format!("sweep-{index}"),
