@@ -146,7 +146,7 @@ pub(super) fn kv(args: &KvArgs, target: &TargetPlan) -> anyhow::Result<MemberPla
     spec.check().or_usage()?;
     check_bytes_scale(&spec, target)?;
     kv_client::check_object(&spec, &served.cost, target)?;
-    let mut scaling = scaling(&args.inference, spec.bytes_scale);
+    let mut scaling = scaling(&spec);
     let sources = served.sources();
     let drive = tiers::drive(&args.tiers, &spec)?;
     let mut plan =
@@ -261,13 +261,16 @@ pub(super) fn rag(args: &RagArgs, target: &TargetPlan) -> anyhow::Result<MemberP
     };
     let spec = apply(spec, "rag", &own)?;
     let sources = served.sources();
+    // Without a trace file, arrivals have a rate of their own.
+    let rate_scale = if matches!(spec.arrivals, QueryArrivals::Trace { .. }) { args.inference.rate_scale } else { 1.0 };
+    let scaled = [time_scaled(spec.time_scale), rate_scaled(rate_scale, "requests arrive")];
     let plan = SpecPlan::Rag(Box::new(RagPlan { spec, trace, cost: served.cost, sources }));
     let mut member = match (args.rate, &args.inference.trace) {
         (None, Some(_)) => bounded_by_work(&args.shared, "rag", plan),
         _ => timed(&args.shared, "rag", DURATION, plan),
     };
     member.warm_up = crate::plan::WarmUpPlan::Fixed(args.shared.warm_up.unwrap_or_default());
-    member.scaling = scaling(&args.inference, 1.0);
+    member.scaling = scaled.into_iter().flatten().collect();
     Ok(member)
 }
 
@@ -290,21 +293,29 @@ pub(super) fn quick_rag(shared: &SharedArgs, target: &TargetPlan) -> anyhow::Res
     Ok(member)
 }
 
-fn scaling(args: &InferenceArgs, bytes_scale: f64) -> Vec<String> {
+/// What a run's spec scales, wherever it was said: by a flag or by `--set`.
+fn scaling(spec: &KvSpec) -> Vec<String> {
     let mut words = Vec::new();
-    if args.time_scale != 1.0 {
-        words.push(format!(
-            "time × {0}: emulated GPUs are {0} times slower and requests arrive {0} times slower, bytes are real, results are divided by {0}; fixed latencies of the target therefore weigh {0} times less than they would",
-            args.time_scale
-        ));
-    }
-    if args.rate_scale != 1.0 {
-        words.push(format!("requests arrive {} times as fast as in the trace", args.rate_scale));
-    }
-    if bytes_scale != 1.0 {
-        words.push(format!("objects are {bytes_scale} of a block's size, so storage looks faster than it is"));
+    words.extend(time_scaled(spec.time_scale));
+    // Later turns of a closed loop wait for the ones before and their think times, whatever the rate.
+    words.extend(rate_scaled(spec.rate_scale, if spec.sessions { "conversations begin" } else { "requests arrive" }));
+    if spec.bytes_scale != 1.0 {
+        let scale = spec.bytes_scale;
+        words.push(format!("objects are {scale} of a block's size, so storage looks faster than it is"));
     }
     words
+}
+
+fn time_scaled(scale: f64) -> Option<String> {
+    let words = format!(
+        "time × {scale}: emulated GPUs are {scale} times slower and requests arrive {scale} times slower, bytes are real, \
+         results are divided by {scale}; fixed latencies of the target therefore weigh {scale} times less than they would"
+    );
+    (scale != 1.0).then_some(words)
+}
+
+fn rate_scaled(scale: f64, what: &str) -> Option<String> {
+    (scale != 1.0).then(|| format!("{what} {scale} times as fast as in the trace"))
 }
 
 /// Smaller objects flatter storage, so they are for targets whose speed is injected.

@@ -107,6 +107,27 @@ fn load_is_offered_as_a_share_of_capacity() {
     assert!((whole / half - 2.0).abs() < 1e-9, "{half} {whole}");
 }
 
+/// Scaled is called scaled, whether a flag or `--set` says it.
+#[test]
+fn what_is_scaled_is_in_the_plan() {
+    let place = Place::new();
+    talks(&place);
+    let scaling = |more: &[&str]| -> String {
+        let words = ["run", "kv", "--trace", "t.jsonl", "--dry-run", "--format", "json"];
+        let out = place.run(&[&words[..], &SMALL, more].concat()).passed().out;
+        let plan: Value = serde_json::from_str(&out).expect("JSON");
+        plan["members"][0]["scaling"].to_string()
+    };
+    for more in [["--time-scale", "4"], ["--set", "kv.time_scale=4"]] {
+        assert!(scaling(&more).contains("time × 4: emulated GPUs are 4 times slower"), "{more:?}");
+    }
+    for more in [["--rate-scale", "2"], ["--set", "kv.rate_scale=2"]] {
+        assert!(scaling(&more).contains("requests arrive 2 times as fast"), "{more:?}");
+    }
+    assert!(scaling(&["--rate-scale", "2", "--sessions"]).contains("conversations begin 2 times as fast"));
+    assert!(!scaling(&[]).contains("time"));
+}
+
 #[test]
 fn what_makes_no_sense_is_said_in_a_sentence() {
     let place = Place::new();
