@@ -288,8 +288,8 @@ fn of_kv(kv: &Kv) -> String {
     text
 }
 
-/// Share of its time that a pool without a moment's rest works, but for its first requests.
-const NEVER_IDLE: f64 = 0.99;
+/// Share of its time that a pool works at least which has no rest once its first requests are there.
+const NEVER_IDLE: f64 = 0.95;
 /// Requests in ÷ requests completed from which a queue builds up, rather than some being under way at the end.
 const BACKLOG: f64 = 1.05;
 
