@@ -72,6 +72,7 @@ pub(crate) fn short(value: f64) -> String {
         v if v < 999.5e3 => format!("{}k", three_digits(v / 1e3)),
         v if v < 999.5e6 => format!("{}M", three_digits(v / 1e6)),
         v if v < 999.5e9 => format!("{}G", three_digits(v / 1e9)),
+        v if v < 999.5e12 => format!("{}T", three_digits(v / 1e12)),
         v => format!("{v:.1e}"),
     })
 }

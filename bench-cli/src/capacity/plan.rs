@@ -541,6 +541,7 @@ fn definitions() -> BTreeMap<String, String> {
         ("together", "all three limits at once, with half of that latency: below the share, plan for more of each".to_owned()),
         ("capacity of the shared tier", format!("least LRU cache with {:.0}% of the prefix hits of an infinite one, by stack distances; requests one at a time in order of arrival", CAPACITY_SHARE * 100.0)),
         ("most requests/s inside the SLO", "greatest goodput over arrival rates of 1/4 to 16 times the trace's, in steps of 2, and of √2 around the best".to_owned()),
+        ("rates", "of the time until the last request and the last write are over: a trace of a minute on storage that writes slowly shows that tail, and less of everything a second; the share inside the SLO does not".to_owned()),
         ("useful", "busy seconds that ideal storage needs for the same work ÷ (worker-seconds − no work)".to_owned()),
         ("dollars", "(GPUs · $/GPU-hour + capacity · $/TB-month ÷ 730.5 h) ÷ output tokens; no storage in lines without a shared tier".to_owned()),
     ]

@@ -134,7 +134,9 @@ fn body(page: &mut String, plan: &CapacityPlan) {
         &or_dash(required.write_bytes_per_s, rate),
         &format!("{} asked for on average", rate(demand.write.mean_bytes_per_s)),
     );
-    let latency = required.first_byte_p99_ns.map_or("any".to_owned(), |ns| show_nanos(ns as f64));
+    let unknown = required.read_bytes_per_s.is_none() && required.write_bytes_per_s.is_none();
+    let any = if unknown { DASH } else { "any" };
+    let latency = required.first_byte_p99_ns.map_or(any.to_owned(), |ns| show_nanos(ns as f64));
     tile(page, "First byte, p99", &latency, "the most that is allowed");
     tile(page, "Shared capacity", &size(plan.working_set.shared_tier_bytes), "for 99% of all prefix hits");
     if let Some(nodes) = &plan.nodes {
@@ -259,7 +261,13 @@ fn curves(
 }
 
 fn working_set(plan: &CapacityPlan) -> Chart {
-    let points = plan.working_set.points.iter().map(|p| (p.bytes as f64, Some(p.hit_ratio))).collect();
+    let set = &plan.working_set;
+    // Tiers are caches too: where all hits come at one size, theirs is the other end of the line.
+    let tiers = set.tiers.iter().filter(|tier| tier.bytes > 0).map(|tier| (tier.bytes, tier.hit_ratio));
+    let mut sizes: Vec<(u64, f64)> = set.points.iter().map(|p| (p.bytes, p.hit_ratio)).chain(tiers).collect();
+    sizes.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    sizes.dedup_by_key(|(bytes, _)| *bytes);
+    let points = sizes.into_iter().map(|(bytes, hits)| (bytes as f64, Some(hits))).collect();
     let series = vec![Series { shaded: true, ..solid("prefix hits", slot::BLUE, points) }];
     Chart {
         id: "working-set".to_owned(),
@@ -278,7 +286,15 @@ fn working_set(plan: &CapacityPlan) -> Chart {
 #[must_use]
 pub fn heading(column: &str) -> String {
     let name = column.strip_suffix("_ns").or_else(|| column.strip_suffix("_ratio")).unwrap_or(column);
-    name.strip_suffix("_bytes").unwrap_or(name).replace("_per_", "/").replace('_', " ").replace("ttft", "TTFT")
+    match name {
+        "tokens_per_s_per_user" | "tokens_per_s_per_gpu" => axis_name(name).to_owned(),
+        "goodput_per_s" => "in SLO/s".to_owned(),
+        "g2_bytes" => "host memory".to_owned(),
+        _ => {
+            let name = name.strip_suffix("_bytes").unwrap_or(name);
+            name.replace("_per_", "/").replace('_', " ").replace("ttft", "TTFT")
+        }
+    }
 }
 
 fn unit(column: &str) -> Unit {
@@ -299,7 +315,8 @@ fn counted(value: f64) -> String {
 fn show(column: &str, value: Option<f64>) -> String {
     or_dash(value, |value| match column {
         name if name.ends_with("_bytes") => size(value as u64),
-        name if unit(name) == Unit::Count => counted(value),
+        // The heading says that it is a rate.
+        name if matches!(unit(name), Unit::Count | Unit::PerSecond) => counted(value),
         name => unit(name).show(value),
     })
 }
@@ -321,6 +338,12 @@ fn axis_name(column: &str) -> &'static str {
         "rate_scale" => "arrivals, times the trace's",
         _ => "",
     }
+}
+
+/// With a capital at its start.
+fn sentence(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 fn swept(index: usize, sweep: &Sweep, chart: &SweepChart) -> Chart {
@@ -360,7 +383,7 @@ fn swept(index: usize, sweep: &Sweep, chart: &SweepChart) -> Chart {
     let over = axis_name(&chart.x);
     Chart {
         id: format!("sweep-{index}"),
-        title: format!("{} over {over}", axis_name(&chart.y)),
+        title: sentence(&format!("{} over {over}", axis_name(&chart.y))),
         note: held.join(", "),
         x: Axis::over(Scale::Log, unit(&chart.x), abscissas(&series)),
         x_name: over,
