@@ -395,7 +395,7 @@ impl<X: Exchange> Recorder<X> {
             slot.attempts += u64::from(outcome.attempts);
         }
         match outcome.result {
-            Ok(()) => {
+            result if submit.op.is_answered_by(result) => {
                 self.ops += 1;
                 self.bytes += outcome.bytes;
                 self.block.ops += 1;
@@ -413,6 +413,8 @@ impl<X: Exchange> Recorder<X> {
                     slot.completed_bytes += outcome.bytes;
                 }
             }
+            // Nothing else is left.
+            Ok(()) => {}
             Err(kind) => {
                 self.errors += 1;
                 self.block.errors += 1;

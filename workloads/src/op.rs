@@ -200,7 +200,7 @@ fn write_base58(hash: u64, out: &mut String) {
     out.extend(digits[..count].iter().rev().map(|&digit| char::from(digit)));
 }
 
-/// A condition on a write.
+/// A condition on a write; on a question, what counts as an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Condition {
     /// None.
@@ -208,6 +208,8 @@ pub enum Condition {
     Always,
     /// Only if no object has that key (`If-None-Match: *`).
     IfAbsent,
+    /// Of a [`Verb::Stat`]: that there is no object is an answer as good as another, not a failure.
+    MayBeAbsent,
 }
 
 /// One operation on the target.
@@ -256,6 +258,18 @@ impl Op {
     #[must_use]
     pub const fn stat(key: Key) -> Self {
         Self::new(Verb::Stat, key, 0)
+    }
+
+    /// Asks whether there is an object: no is an answer too.
+    #[must_use]
+    pub const fn exists(key: Key) -> Self {
+        Self { condition: Condition::MayBeAbsent, ..Self::stat(key) }
+    }
+
+    /// Whether `result` answers the operation, so that it counts with the successes.
+    #[must_use]
+    pub fn is_answered_by(&self, result: Result<(), ErrorKind>) -> bool {
+        result.is_ok() || (self.condition == Condition::MayBeAbsent && result == Err(ErrorKind::NotFound))
     }
 
     /// Lists at most `keys` keys of a space.
@@ -462,6 +476,15 @@ mod tests {
         let next = Key { space: 1, id: 57, position: 3, parent: 1 << 32, ..Key::ZERO };
         assert_eq!(names.of(next), "kv/3:1111111z:1117YXq9H");
         assert_eq!(names.of(Key { space: 1, ..Key::ZERO }), "kv/0:11111111");
+    }
+
+    #[test]
+    fn no_is_an_answer_to_a_question_only() {
+        let (missing, timeout) = (Err(ErrorKind::NotFound), Err(ErrorKind::Timeout));
+        let answered = |op: Op| [Ok(()), missing, timeout].map(|result| op.is_answered_by(result));
+        assert_eq!(answered(Op::exists(Key::ZERO)), [true, true, false]);
+        assert_eq!(answered(Op::stat(Key::ZERO)), [true, false, false]);
+        assert_eq!(answered(Op::get(Key::ZERO, 1)), [true, false, false]);
     }
 
     #[test]

@@ -332,3 +332,28 @@ async fn virtual_hosts_carry_the_bucket_and_lanes_take_endpoints_in_turn() {
         assert!(sent.contains(&format!("host: b.localhost:{}\r\n", address.port())), "{sent}");
     }
 }
+
+/// Closed by the server some time after its answer, which the client has had no chance to notice: not a failed operation.
+#[tokio::test]
+async fn a_connection_closed_while_idle_is_made_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let (tell, closed) = channel();
+    std::thread::spawn(move || {
+        for _ in 0..3 {
+            let (mut stream, _) = listener.accept().expect("a client");
+            read_request(&mut stream).expect("a request");
+            stream.write_all(&answer("200 OK", "")).expect("sent");
+            drop(stream);
+            tell.send(()).expect("a listener");
+        }
+    });
+    let mut lane = lane(address).await;
+    for _ in 0..3 {
+        let done = call(&mut lane, Op::put(KEY, 4), Data::From(Bytes::from_static(b"abcd"))).await;
+        assert!(done.result.is_ok() && done.attempts == 1, "{done:?}");
+        // Blocks this thread, the only one that could see the close.
+        closed.recv().expect("closed");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

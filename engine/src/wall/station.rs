@@ -265,7 +265,9 @@ impl Station {
                 }
                 Ok(()) => Ok(()),
                 Err(error) => {
-                    self.recorder.borrow_mut().describe(error.kind, &error.detail);
+                    if !op.is_answered_by(Err(error.kind)) {
+                        self.recorder.borrow_mut().describe(error.kind, &error.detail);
+                    }
                     now = now.max(self.clock.now());
                     Err(error.kind)
                 }
@@ -282,7 +284,7 @@ impl Station {
             }
             let again = result.is_err_and(worth_another) && attempts <= self.retries && !self.cancelling();
             if !again {
-                let carrier = if result.is_ok() { Some(done.carrier) } else { self.carrier(op).get() };
+                let carrier = if op.is_answered_by(result) { Some(done.carrier) } else { self.carrier(op).get() };
                 let times = (sent, done.first_byte.max(sent), done.done.max(sent));
                 let mut outcome = self.outcome(op, intended, times, done.bytes, attempts, result);
                 outcome.carrier = carrier.unwrap_or(done.carrier);

@@ -204,13 +204,13 @@ impl Step {
         let (lock, mark) = (Key { space: base + LOCKS, rank: 0, ..key }, Key { space: base + MARKS, rank: 0, ..key });
         let if_absent = |op: Op| Op { condition: Condition::IfAbsent, ..op };
         match self {
-            Self::Head => Op::stat(data),
+            Self::Head => Op::exists(data),
             Self::Get if shape.ranged_get => Op::get_range(data, 0, bytes),
             Self::Get => Op::get(data, bytes),
             Self::Put if shape.store == Store::PutIfAbsent => if_absent(Op::put(data, bytes)),
             Self::Put => Op::put(data, bytes),
             Self::Delete => Op::delete(data),
-            Self::HeadMark => Op::stat(mark),
+            Self::HeadMark => Op::exists(mark),
             Self::Lock | Self::LockAgain => if_absent(Op::put(lock, LOCK_BYTES)),
             Self::ReadLock => Op::get(lock, LOCK_BYTES),
             Self::Mark => Op::put(mark, 0),

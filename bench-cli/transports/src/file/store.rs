@@ -267,7 +267,7 @@ impl Temporary {
     pub(crate) fn keep(mut self, name: &str, condition: Condition) -> io::Result<()> {
         let dir = &self.store.dir;
         let rename = || match condition {
-            Condition::Always => rustix::fs::renameat(dir, &self.path, dir, name),
+            Condition::Always | Condition::MayBeAbsent => rustix::fs::renameat(dir, &self.path, dir, name),
             Condition::IfAbsent => {
                 match rustix::fs::renameat_with(dir, &self.path, dir, name, RenameFlags::NOREPLACE) {
                     // Not every file system knows the flag; the temporary name then goes with `self`.
@@ -286,7 +286,7 @@ impl Temporary {
             }
             other => other?,
         }
-        self.kept = matches!(condition, Condition::Always);
+        self.kept = condition != Condition::IfAbsent;
         if self.store.fsync == Fsync::Always {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let parent = parent.unwrap_or_else(|| Path::new("."));

@@ -13,6 +13,7 @@ use gpufeed_engine::transport::OpError;
 use gpufeed_workloads::op::{Carrier, ErrorKind};
 use http::uri::Scheme;
 use http::{HeaderValue, Uri};
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -282,12 +283,13 @@ impl Http {
         ready.is_ok() && self.connection.is_some()
     }
 
-    /// Sends a request; the answer's head.
+    /// Sends a request; the answer's head. The request comes back where the connection was over before any of it was
+    /// sent.
     pub(crate) async fn send(
         &mut self,
         request: http::Request<Outgoing>,
-    ) -> hyper::Result<http::Response<hyper::body::Incoming>> {
-        let answer = self.sender.send_request(request);
+    ) -> Result<http::Response<hyper::body::Incoming>, TrySendError<http::Request<Outgoing>>> {
+        let answer = self.sender.try_send_request(request);
         self.drive(answer).await
     }
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use gpufeed_engine::transport::{Clock, Data, Done, Lane, Limits, OpError, Transport};
@@ -14,6 +14,7 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH, ETAG, HOST, HeaderName, IF_NON
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 
 use super::answer::{Refusal, element, escape, refusal};
 use super::connect::{Http, S3Target};
@@ -28,6 +29,8 @@ const TOKEN: HeaderName = HeaderName::from_static("x-amz-security-token");
 /// The largest object S3 takes in parts, and the most parts.
 const OBJECT_BYTES: u64 = 5 << 40;
 const PARTS: u64 = 10_000;
+/// A connection unused for longer may have been closed by the server.
+const IDLE: Duration = Duration::from_millis(10);
 /// An XML answer is read up to this length.
 const ANSWER_BYTES: usize = 8 << 20;
 /// An error answer is read up to this length.
@@ -77,6 +80,7 @@ impl Transport for RawS3 {
             generation: 0,
             signer: None,
             http: Some(http),
+            used: self.clock.now(),
             name: String::new(),
             path: String::new(),
             query: String::new(),
@@ -102,6 +106,8 @@ pub struct S3Lane {
     signer: Option<Signer>,
     /// Absent while an exchange is under way, so that a dropped call closes it.
     http: Option<Http>,
+    /// When it was last used.
+    used: Tick,
     /// Key, encoded path and encoded query of the request being made.
     name: String,
     path: String,
@@ -153,6 +159,7 @@ impl Lane for S3Lane {
         let mut marks = Marks { clock: self.clock, sent: None, first_byte: None, bytes: 0 };
         let result = self.perform(op, data, &mut marks).await;
         let done = self.clock.now();
+        self.used = done;
         self.held.clear();
         let carrier = self.target.place(self.place).carrier();
         let sent = marks.sent.unwrap_or(done);
@@ -345,6 +352,10 @@ impl S3Lane {
 
     /// Sends a request, on a new connection if the old one is gone; the head of the answer.
     async fn ask(&mut self, ask: Ask, marks: &mut Marks) -> Result<(Http, Response<Incoming>), OpError> {
+        if self.clock.now().since(self.used) > IDLE {
+            // Lets the runtime see whether the server has closed the connection meanwhile.
+            tokio::task::yield_now().await;
+        }
         let kept = match self.http.take() {
             Some(mut http) => http.ready().await.then_some(http),
             None => None,
@@ -356,7 +367,17 @@ impl S3Lane {
         let method = ask.method.clone();
         let request = self.request(ask)?;
         marks.sent();
-        match http.send(request).await {
+        let mut answer = http.send(request).await;
+        // The server closed an idle connection at the moment it was to be used: nothing was sent, so nothing is repeated.
+        if let Err(unsent) = &mut answer
+            && let Some(request) = unsent.take_message()
+        {
+            http = self.target.connect(self.place).await?;
+            marks.sent = None;
+            marks.sent();
+            answer = http.send(request).await;
+        }
+        match answer.map_err(TrySendError::into_error) {
             Ok(answer) => Ok((http, answer)),
             Err(error) => {
                 let kind = if error.is_parse() { ErrorKind::Protocol } else { ErrorKind::Connect };
