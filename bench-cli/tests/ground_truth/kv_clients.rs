@@ -190,6 +190,10 @@ fn lmcache_asks_the_server_what_the_real_client_would() {
         }
     }
     assert_eq!(run.member()["kv"]["hits_by_tier"]["g4"], 512);
+    // A miss is an answer: none of the look-ups failed.
+    let asked = lines.iter().filter(|line| line.op == "head").count();
+    let row = run.op("stat");
+    assert_eq!((&row["count"], row["errors"].as_object().map(serde_json::Map::len)), (&asked.into(), Some(0)), "{row}");
 }
 
 /// What `--dry-run` prints, or what it complains of.
