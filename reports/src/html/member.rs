@@ -91,8 +91,11 @@ pub(super) fn latency_by_percentile(id: &str, operations: &[Operation]) -> Chart
     let slots = [slot::BLUE, slot::VERMILION, slot::GREEN];
     let mut series = Vec::new();
     for (operation, slot) in busiest.iter().take(MOST_CURVES).zip(slots) {
-        series.push(solid(format!("{} service", operation.op), slot, ladder(&operation.service_time)));
-        let response = solid(format!("{} response", operation.op), slot, ladder(&operation.response_time));
+        // The same operation on two targets, or by two carriers, is told apart by how it travelled.
+        let alone = operations.iter().filter(|other| other.op == operation.op && other.count > 0).count() == 1;
+        let name = if alone { operation.op.clone() } else { format!("{} by {}", operation.op, operation.carrier) };
+        series.push(solid(format!("{name} service"), slot, ladder(&operation.service_time)));
+        let response = solid(format!("{name} response"), slot, ladder(&operation.response_time));
         series.push(Series { dashed: true, ..response });
     }
     series.retain(shows_median);

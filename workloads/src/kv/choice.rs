@@ -10,13 +10,18 @@ use crate::op::Tick;
 
 /// Tokens of the curves: doublings of a block up to this.
 const LONGEST_CURVE: u64 = 131_072;
+/// Loads declined for each one that is tried all the same.
+const TRIAL: u32 = 64;
 /// Cached prefixes that curves are given for, beside none.
 const CURVES: [u64; 3] = [8192, 32_768, 131_072];
 
 impl Tiers {
     /// Whether blocks at these places, after `from` blocks, are worth loading (design §5): loading k tokens after p takes
     /// t₀ + k·s/B(concurrency) + t_copy, computing them T_pre(p, k). Drive and target are read at the same time.
-    pub(super) fn pays(&self, at: Tick, worker: u32, job: u32, from: usize, places: &[Place]) -> bool {
+    ///
+    /// Estimates come from reads, and who reads nothing never learns that a slow target has recovered: once in
+    /// [`TRIAL`] times that computing looks better, what was learned is forgotten and the load is tried.
+    pub(super) fn pays(&mut self, at: Tick, worker: u32, job: u32, from: usize, places: &[Place]) -> bool {
         let remote = places.iter().filter(|place| **place != Place::Host).count() as u64;
         if remote == 0 {
             return true;
@@ -29,7 +34,14 @@ impl Tiers {
             LoadPolicy::Never => false,
             LoadPolicy::BreakEven => {
                 let choice = self.choice(at, worker, job, from, places);
-                self.expected_ns(&choice) < choice.compute_ns
+                let pays = self.expected_ns(&choice) < choice.compute_ns;
+                self.declined += u32::from(!pays);
+                let trial = !pays && self.declined.is_multiple_of(TRIAL);
+                if trial {
+                    self.target.forget();
+                    self.drives.exchange.forget();
+                }
+                pays || trial
             }
         }
     }

@@ -73,6 +73,13 @@ impl Estimate {
         }
     }
 
+    /// Forgets how fast reads were: the prior holds until the next one lands.
+    pub(super) fn forget(&mut self) {
+        for bucket in &mut self.buckets {
+            *bucket = Bucket { sent: bucket.sent, ..Bucket::default() };
+        }
+    }
+
     /// A read of `worker` goes out under `tag`.
     pub(super) fn sent(&mut self, tag: u32, worker: u32) {
         let line = &mut self.lines[worker as usize];

@@ -206,6 +206,11 @@ impl Exchange {
         &self.estimate
     }
 
+    /// Starts to learn anew how fast reads are.
+    pub(super) fn forget(&mut self) {
+        self.estimate.forget();
+    }
+
     /// Reads of each of a block's objects.
     pub(super) fn parts(&self) -> u16 {
         self.layered.map_or(1, |layered| layered.parts())

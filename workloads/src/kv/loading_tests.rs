@@ -304,6 +304,24 @@ fn requests_on_the_wrong_side_are_counted_with_what_they_lost() {
     assert_eq!((wrong.computed, wrong.computed_slower), (4, 0));
 }
 
+/// The first load takes minutes, and every later one would take no time: who never reads again never learns it.
+#[test]
+fn a_target_that_has_recovered_is_found_out() {
+    let prompts: Vec<(u64, u64, u64, u64)> = (0..200).map(|i| (i * 200_000, 1 + i % 2, 10_240, 1)).collect();
+    let spec = KvSpec { g1_blocks: Some(20), load: LoadPolicy::BreakEven, ..spec() };
+    let mut kv = machine(&spec, &requests(&prompts));
+    let mut reads = 0;
+    let (_, end) = drive(&mut kv, Tick(0), None, None, |submit| {
+        reads += u64::from(submit.op.verb == Verb::Get);
+        let slow = submit.op.verb == Verb::Get && reads <= 19;
+        (Duration::from_secs(if slow { 100 } else { 0 }), Ok(()))
+    });
+    let section = kv.report((Tick(0), end));
+    // Two prompts are new, one is loaded slowly, then 64 are computed before one load is tried and the rest follow.
+    assert_eq!(section.hits_by_tier.g4, (200 - 2 - 63) * 19 * BLOCK, "{:?}", section.recomputed_tokens);
+    assert_eq!(section.recomputed_tokens["chosen"], 63 * 19 * BLOCK);
+}
+
 #[test]
 fn a_prior_decides_before_the_first_read() {
     let model = llama_8b_h100();

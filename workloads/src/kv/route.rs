@@ -32,7 +32,7 @@ impl RouterWeights {
 }
 
 /// Which of the `workers`, all of them up, gets a request of `prompt_blocks`, the `turn`-th of the run; none without
-/// workers. Among equals the first wins.
+/// workers. Equals take turns, so that light load does not pile up on the first.
 #[must_use]
 pub fn route(
     routing: Routing,
@@ -42,13 +42,14 @@ pub fn route(
     workers: &[usize],
     candidate: impl Fn(usize) -> Candidate,
 ) -> Option<usize> {
+    let first = usize::try_from(turn % workers.len().max(1) as u64).unwrap_or_default();
+    let (before, from) = workers.split_at(first);
+    let mut in_turn = from.iter().chain(before).copied();
     match routing {
-        Routing::RoundRobin => {
-            (!workers.is_empty()).then(|| workers[usize::try_from(turn % workers.len() as u64).unwrap_or_default()])
-        }
-        Routing::LeastLoaded => workers.iter().copied().min_by_key(|&worker| candidate(worker).jobs),
+        Routing::RoundRobin => in_turn.next(),
+        Routing::LeastLoaded => in_turn.min_by_key(|&worker| candidate(worker).jobs),
         Routing::KvAware => {
-            let costs = workers.iter().map(|&worker| (worker, weights.cost(&candidate(worker), prompt_blocks)));
+            let costs = in_turn.map(|worker| (worker, weights.cost(&candidate(worker), prompt_blocks)));
             costs.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(worker, _)| worker)
         }
     }
@@ -74,6 +75,10 @@ mod tests {
         assert_eq!(to(Routing::KvAware, 0), Some(1));
         assert_eq!(among(Routing::KvAware, 0, &[0, 2]), Some(2), "worker 1 is down");
         assert_eq!([0, 1].map(|turn| among(Routing::RoundRobin, turn, &[1, 2])), [1, 2].map(Some));
+        let idle = |routing, turn| route(routing, &weights, turn, 10, &[0, 1, 2], |_| Candidate::default());
+        for routing in [Routing::RoundRobin, Routing::LeastLoaded, Routing::KvAware] {
+            assert_eq!([0, 1, 2, 3].map(|turn| idle(routing, turn)), [0, 1, 2, 0].map(Some), "equals take turns");
+        }
         for routing in [Routing::RoundRobin, Routing::LeastLoaded, Routing::KvAware] {
             assert_eq!(among(routing, 0, &[]), None);
         }

@@ -140,6 +140,8 @@ pub(super) struct Tiers {
     pub(super) requests: Arc<Requests>,
     /// When the trace begins.
     pub(super) origin: Tick,
+    /// Loads that looked worse than computing.
+    pub(super) declined: u32,
     /// Which requests have been looked up once.
     pub(super) looked_up: Vec<bool>,
     /// Time of one block on a worker's host link.
@@ -224,6 +226,7 @@ impl Tiers {
         let resident = cost.kv_bytes_per_token_rank * f64::from(cost.tp) * requests.block_tokens() as f64;
         Self {
             origin: Tick::ZERO,
+            declined: 0,
             looked_up: vec![false; requests.list().len()],
             block_copy_ns: cost.copy_ns(resident) * spec.time_scale,
             locals: (0..spec.workers).map(local).collect(),
