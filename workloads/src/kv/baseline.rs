@@ -107,7 +107,7 @@ pub fn fill_baselines(
     let (no_cache, local, ideal) =
         (run(BaselineKind::NoCache)?, run(BaselineKind::Local)?, run(BaselineKind::IdealStorage)?);
     section.gpu.useful_ratio = useful_ratio(section, &ideal);
-    section.load_ratio = load_ratio(spec, &no_cache);
+    section.load_ratio = load_ratio(spec, cost, requests, window)?;
     let mut lines = [&no_cache, &local, &ideal].map(headline);
     for (line, section) in lines.iter_mut().zip([&no_cache, &local, &ideal]) {
         line.gpu.useful_ratio = useful_ratio(section, &ideal);

@@ -23,13 +23,29 @@ pub fn capacity_per_s(spec: &KvSpec, cost: &CostModel, requests: &Arc<Requests>)
     Ok(section.completed as f64 / busiest_ratio(&section) / window_s)
 }
 
-/// Offered load ÷ what the workers can do without a tier: requests that arrived ÷ those that could have been completed
-/// had the busiest pool never been without work. Above one the queue grows as long as the run. In a closed loop nothing
-/// is offered.
-pub(super) fn load_ratio(spec: &KvSpec, no_cache: &KvSection) -> Option<f64> {
-    let busiest = busiest_ratio(no_cache);
-    (no_cache.completed > 0 && busiest > 0.0 && !spec.sessions)
-        .then(|| no_cache.requests as f64 * busiest / no_cache.completed as f64)
+/// Offered load ÷ what the workers can do without a tier: requests per second that arrive within `window`, or over the
+/// whole trace, ÷ [`capacity_per_s`]. Above one the queue grows as long as the run. In a closed loop nothing is offered.
+///
+/// # Errors
+/// As [`crate::kv::Kv::new`].
+pub(super) fn load_ratio(
+    spec: &KvSpec,
+    cost: &CostModel,
+    requests: &Arc<Requests>,
+    window: Window,
+) -> Result<Option<f64>, KvError> {
+    let span_s = requests.span_ns() as f64 / 1e9 / spec.rate_scale;
+    let (from_s, length_s) = match window.length {
+        Some(length) => (window.warm_up.as_secs_f64(), length.as_secs_f64()),
+        None => (0.0, span_s),
+    };
+    if spec.sessions || length_s <= 0.0 {
+        return Ok(None);
+    }
+    let arrivals = requests.list().iter().map(|request| request.at_ns as f64 / 1e9 / spec.rate_scale);
+    let offered = arrivals.filter(|at_s| (from_s..=from_s + length_s).contains(at_s)).count();
+    let capacity_per_s = capacity_per_s(spec, cost, requests)?;
+    Ok((offered > 0 && capacity_per_s > 0.0).then(|| offered as f64 / length_s / capacity_per_s))
 }
 
 /// Share of its time in which the busiest pool of workers is not without work.
