@@ -106,9 +106,9 @@ impl Case {
         }
         fits(&plan, &model, &gpu, tp, &set)?;
         let requests = crate::run::member::requests(&plan)?;
-        if requests.synthetic() {
+        if requests.shares_nothing() {
             return Err(usage(format!(
-                "{trace} has no block ids, so no request shares a prefix with another and no storage helps: use a trace with ids (Mooncake's), or --trace synth"
+                "{trace} has no block ids, so no request shares a prefix with another and no storage helps: use a trace with ids (Mooncake's), --trace synth, or make up prefixes with --set kv.prefix_share=0.5"
             )));
         }
         let warm_up = match member.warm_up {

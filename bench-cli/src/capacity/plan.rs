@@ -37,6 +37,9 @@ pub struct CapacityArgs {
     /// Trace of requests: a file, or `synth` for conversations that keep the workers busy [default: synth]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::AnyPath, help_heading = "Plan")]
     pub trace: Option<String>,
+    /// Part of the trace: from..to since its start, e.g. 0s..10m
+    #[arg(long, value_name = "FROM..TO", help_heading = "Plan")]
+    pub window: Option<String>,
     /// Model served: a built-in name, a TOML file or a Hugging Face config.json [default: llama-3.1-8b]
     #[arg(long, help_heading = "Plan")]
     pub model: Option<String>,
@@ -95,7 +98,7 @@ pub struct CapacityArgs {
     /// No progress, errors only
     #[arg(long, short, help_heading = "Output")]
     pub quiet: bool,
-    /// More flags of `gpufeed run kv`, after --: `-- --host-cache 64GiB --routing round-robin --window 0s..10m`
+    /// More flags of `gpufeed run kv`, after --: `-- --host-cache 64GiB --routing round-robin`
     #[arg(last = true, value_name = "FLAGS OF run kv", help_heading = "Plan")]
     pub run_kv: Vec<OsString>,
 }
@@ -113,6 +116,7 @@ impl CapacityArgs {
             }
         };
         flag("--trace", self.trace.clone().filter(|trace| trace != "synth"));
+        flag("--window", self.window.clone());
         flag("--model", self.model.clone());
         flag("--gpu", self.gpu.clone());
         flag("--tp", self.tp.map(|tp| tp.to_string()));

@@ -21,7 +21,7 @@ use gpufeed_workloads::training::Training;
 
 use crate::client::{Purpose, Target};
 use crate::drive::{self, Drive};
-use crate::exit::OrUsage;
+use crate::exit::{OrUsage, usage};
 use crate::plan::{KvPlan, MemberPlan, Plan, RagPlan, SpecPlan, TracePlan, WarmUpPlan};
 use crate::progress::{Progress, Show};
 use crate::run::directory::Directory;
@@ -327,10 +327,16 @@ fn load_trace(plan: &TracePlan) -> anyhow::Result<Trace> {
 /// The requests of a plan, read or made.
 ///
 /// # Errors
-/// When the trace cannot be read.
+/// When the trace cannot be read, or has block ids where prefixes are to be made up.
 pub(crate) fn requests(plan: &KvPlan) -> anyhow::Result<Arc<Requests>> {
     let trace = load_trace(&plan.trace)?;
-    Ok(Arc::new(Requests::from_trace(&trace, plan.spec.output_blocks, plan.spec.block_tokens)))
+    let requests = Requests::from_trace(&trace, plan.spec.output_blocks, plan.spec.block_tokens);
+    if plan.spec.prefix_share > 0.0 && !requests.synthetic() {
+        return Err(usage(
+            "kv.prefix_share makes up prefixes for traces without block ids, and this one has them: leave it out",
+        ));
+    }
+    Ok(Arc::new(requests.with_prefixes(plan.spec.prefix_share, plan.spec.prefix_groups)))
 }
 
 fn rag(plan: &RagPlan, seed: u64) -> anyhow::Result<Rag> {

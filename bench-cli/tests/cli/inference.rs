@@ -109,3 +109,30 @@ fn rag_books_agree_with_the_operations() {
     assert_eq!(number(&rag["posting_bytes"]) + number(&rag["passage_bytes"]), sum(member, "get", "bytes"), "{rag}");
     assert!(number(&rag["posting_bytes"]) > 0 && number(&rag["passage_bytes"]) > 0);
 }
+
+/// A trace without block ids shares nothing, unless prefixes are made up on request, which the report says.
+#[test]
+fn prefixes_are_made_up_where_a_trace_has_none() {
+    let place = Place::new();
+    let row = |i: u32| format!("2023-11-16 18:15:{:02}.{}000000,1600,2\n", 40 + i / 5, i % 5 * 2);
+    place.write(
+        "azure.csv",
+        &("TIMESTAMP,ContextTokens,GeneratedTokens\n".to_owned() + &(0..20).map(row).collect::<String>()),
+    );
+    let base = ["run", "kv", "--trace", "azure.csv", "--model", "qwen2.5-7b", "--gpu", "l40s", "--client", "vllm"];
+    let base = [&base[..], &["--no-baselines", "--target", "embedded:synth"]].concat();
+    let run = |out: &str, more: &[&str]| {
+        let report = place.report(&[&base[..], &["--out", out], more].concat());
+        no_errors(&report);
+        report["members"][0]["kv"].clone()
+    };
+    let alone = run("alone", &[]);
+    assert_eq!(alone["hits_by_tier"]["miss"], 20 * 1600);
+    let shared = run("shared", &["--set", "kv.prefix_share=0.8", "--set", "kv.prefix_groups=1"]);
+    // 80 of 100 blocks of 16 tokens, in GPU memory from the second request on.
+    assert_eq!(number(&shared["hits_by_tier"]["g1"]), 19 * 1280, "{}", shared["hits_by_tier"]);
+    assert!(shared["inputs"]["blocks"].as_str().is_some_and(|words| words.contains("made up")), "{}", shared["inputs"]);
+    place.run(&["trace", "synth", "multi-turn", "--set", "sessions=2", "--out", "t.jsonl"]).passed();
+    let both = ["run", "kv", "--trace", "t.jsonl", "--set", "kv.prefix_share=0.5", "--target", "mem:", "--out", "both"];
+    place.run(&both).said(2, &["kv.prefix_share", "leave it out"]);
+}

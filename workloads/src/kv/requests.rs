@@ -3,6 +3,9 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
+use rand_distr::{Distribution as _, Zipf};
 use rustc_hash::{FxHashMap, FxHashSet};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -49,7 +52,21 @@ pub struct Requests {
     ids: Vec<u64>,
     block_tokens: u64,
     trace_tokens: Option<u64>,
+    prefixes: Option<Prefixes>,
 }
+
+/// Prefixes made up for a trace that has no block ids.
+#[derive(Debug, Clone, PartialEq)]
+struct Prefixes {
+    /// Share of each prompt that is its prefix.
+    share: f64,
+    count: u32,
+    /// Which prefix each request has, by its place in the trace.
+    of: Vec<u32>,
+}
+
+/// Shares are never NaN.
+impl Eq for Prefixes {}
 
 impl Requests {
     /// The requests of a trace by arrival, in blocks of `block_tokens`, whatever the size of the trace's blocks. A trace
@@ -62,7 +79,7 @@ impl Requests {
         let continued = continuations(trace, output, tokens, trace_tokens.is_none());
         let before = turns_before(trace, tokens, trace_tokens.is_none());
         let mut places = FxHashMap::default();
-        let mut all = Self { list: Vec::new(), ids: Vec::new(), block_tokens, trace_tokens };
+        let mut all = Self { list: Vec::new(), ids: Vec::new(), block_tokens, trace_tokens, prefixes: None };
         for index in trace.by_arrival() {
             let request = &trace.requests()[index as usize];
             let (input, output) = (u64::from(request.input_tokens).max(1), u64::from(request.output_tokens).max(1));
@@ -101,6 +118,20 @@ impl Requests {
         all
     }
 
+    /// Where the trace has no block ids: lets the first `share` (0..=1) of each prompt be one of `count` prefixes, the k-th
+    /// of them drawn in proportion to 1/k (Zipf). Nothing changes where the trace has ids, or without a share.
+    #[must_use]
+    pub fn with_prefixes(mut self, share: f64, count: u32) -> Self {
+        if let Some(draw) = Zipf::new(f64::from(count), 1.0).ok().filter(|_| share > 0.0 && self.synthetic()) {
+            // Always the same: which request has which prefix is part of the workload, as it is in a trace with ids.
+            let mut random = SmallRng::seed_from_u64(u64::from(count));
+            let places = self.list.iter().map(|request| request.index + 1).max().unwrap_or(0);
+            let of = (0..places).map(|_| draw.sample(&mut random) as u32).collect();
+            self.prefixes = Some(Prefixes { share: share.min(1.0), count, of });
+        }
+        self
+    }
+
     /// The requests, by arrival.
     #[must_use]
     pub fn list(&self) -> &[Request] {
@@ -113,7 +144,14 @@ impl Requests {
         let count = u64::from(request.all_blocks);
         let ids = &self.ids[request.ids.clone()];
         match self.trace_tokens {
-            None => Cow::Owned((0..count).map(|i| mix2(u64::from(request.index) + 1, i)).collect()),
+            None => {
+                let own = u64::from(request.index) + 1;
+                let shared = self.prefixes.as_ref().map_or((0, own), |prefixes| {
+                    let tokens = (request.input_tokens as f64 * prefixes.share) as u64;
+                    (tokens / self.block_tokens, u64::MAX - u64::from(prefixes.of[request.index as usize]))
+                });
+                Cow::Owned((0..count).map(|i| mix2(if i < shared.0 { shared.1 } else { own }, i)).collect())
+            }
             Some(tokens) if tokens == self.block_tokens => Cow::Borrowed(ids),
             Some(tokens) => Cow::Owned((0..count).map(|i| derived(ids, tokens, self.block_tokens, i)).collect()),
         }
@@ -135,14 +173,25 @@ impl Requests {
     #[must_use]
     pub fn blocks_in_words(&self) -> String {
         let tokens = self.block_tokens;
-        match self.trace_tokens {
-            None => format!("{tokens} tokens, made up: the trace has no block ids, so nothing is shared"),
-            Some(trace) if trace == tokens => format!("{tokens} tokens, as in the trace"),
-            Some(trace) => format!("{tokens} tokens, derived: the trace has blocks of {trace}"),
+        match (self.trace_tokens, &self.prefixes) {
+            (None, None) => format!("{tokens} tokens, made up: the trace has no block ids, so nothing is shared"),
+            (None, Some(prefixes)) => format!(
+                "{tokens} tokens, made up: the trace has no block ids; the first {}% of each prompt is one of {} prefixes, the k-th in proportion to 1/k",
+                (prefixes.share * 100.0).round(),
+                prefixes.count
+            ),
+            (Some(trace), _) if trace == tokens => format!("{tokens} tokens, as in the trace"),
+            (Some(trace), _) => format!("{tokens} tokens, derived: the trace has blocks of {trace}"),
         }
     }
 
-    /// Whether the trace had no block ids, so that no request shares anything with another.
+    /// Whether no request shares anything with another, since the trace has no block ids and no prefixes were made up.
+    #[must_use]
+    pub const fn shares_nothing(&self) -> bool {
+        self.synthetic() && self.prefixes.is_none()
+    }
+
+    /// Whether the trace had no block ids.
     #[must_use]
     pub const fn synthetic(&self) -> bool {
         self.trace_tokens.is_none()
@@ -289,6 +338,38 @@ mod tests {
         let requests = Requests::from_trace(&trace(512, &list), OutputBlocks::None, 512);
         assert_eq!((blocks(&requests, 0), blocks(&requests, 1)), (vec![1, 2], vec![1, 2]));
         assert_eq!(requests.blocks_in_words(), "512 tokens, as in the trace");
+    }
+
+    #[test]
+    fn prefixes_are_made_up_on_request_only_and_shared_by_popularity() {
+        let list: Vec<_> = (0..4000).map(|i| (i, 1600, 1, Vec::new())).collect();
+        let bare = || Requests::from_trace(&trace(16, &list), OutputBlocks::None, 16);
+        assert!(bare().shares_nothing() && bare().with_prefixes(0.0, 10).shares_nothing());
+        let shared = bare().with_prefixes(0.5, 4);
+        assert!(!shared.shares_nothing() && shared.synthetic());
+        assert_eq!(shared, bare().with_prefixes(0.5, 4));
+        // Half of each prompt is one of four prefixes, popular as 1 : 1/2 : 1/3 : 1/4; the rest is the prompt's own.
+        let mut counts: FxHashMap<Vec<u64>, u32> = FxHashMap::default();
+        let mut own: FxHashSet<u64> = FxHashSet::default();
+        for i in 0..list.len() {
+            let ids = blocks(&shared, i);
+            assert_eq!(ids.len(), 100);
+            *counts.entry(ids[..50].to_vec()).or_default() += 1;
+            own.extend(&ids[50..]);
+        }
+        assert_eq!(own.len(), 50 * list.len());
+        let mut counts: Vec<u32> = counts.into_values().collect();
+        counts.sort_unstable_by(|a, b| b.cmp(a));
+        assert_eq!(counts.len(), 4);
+        for (k, count) in (1..).zip(counts) {
+            // Four standard deviations of a binomial count.
+            let share = 1.0 / (f64::from(k) * 25.0 / 12.0);
+            let expected = 4000.0 * share;
+            assert!((f64::from(count) - expected).abs() < 4.0 * (expected * (1.0 - share)).sqrt(), "{k}: {count}");
+        }
+        // A trace with ids keeps them.
+        let ids = || Requests::from_trace(&trace(512, &[(0, 1200, 1, vec![1, 2, 3])]), OutputBlocks::None, 512);
+        assert_eq!(ids().with_prefixes(0.5, 4), ids());
     }
 
     #[test]

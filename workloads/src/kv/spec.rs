@@ -217,6 +217,10 @@ pub struct KvSpec {
     pub time_scale: f64,
     /// Arrivals come this many times as fast.
     pub rate_scale: f64,
+    /// For traces without block ids: this share of each prompt is a prefix that others have too; zero for none.
+    pub prefix_share: f64,
+    /// How many such prefixes there are.
+    pub prefix_groups: u32,
     /// Objects are this share of a block's size. Only for shaped embedded targets: it makes storage look faster.
     pub bytes_scale: f64,
     /// Objective for time to first token; zero for none.
@@ -286,6 +290,8 @@ impl Default for KvSpec {
             block_tokens: 512,
             time_scale: 1.0,
             rate_scale: 1.0,
+            prefix_share: 0.0,
+            prefix_groups: 100,
             bytes_scale: 1.0,
             slo_ttft: Duration::from_secs(2),
             slo_tpot: Duration::from_millis(100),
@@ -365,6 +371,7 @@ impl KvSpec {
             ("g3_in_flight", u64::from(self.g3_in_flight)),
             ("write_after_seen", u64::from(self.write_after_seen)),
             ("put_queue_blocks", u64::from(self.put_queue_blocks)),
+            ("prefix_groups", u64::from(self.prefix_groups)),
             ("block_tokens", u64::from(self.block_tokens)),
             ("layers_per_read", u64::from(self.layers_per_read)),
             ("g1_blocks", self.g1_blocks.unwrap_or(1)),
@@ -407,6 +414,10 @@ impl KvSpec {
                 let must = if most == 1.0 { "above 0 and at most 1" } else { "above 0 and at most a million" };
                 return Err(KvError::Knob { name, value: value.to_string(), must });
             }
+        }
+        if !(0.0..=1.0).contains(&self.prefix_share) {
+            let value = self.prefix_share.to_string();
+            return Err(KvError::Knob { name: "prefix_share", value, must: "from 0 to 1" });
         }
         self.check_topology()
     }
