@@ -128,6 +128,30 @@ impl Header {
         Self { payload_bytes: payload.len() as u64, payload_hash: hash(payload), ..self }
     }
 
+    /// What the bytes of a header say, whoever wrote them: [`Opener::open`] says whether to believe it.
+    ///
+    /// # Errors
+    /// When they are not of this protocol.
+    pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, Malformed> {
+        if bytes[1] & !Flags::KNOWN != 0 {
+            return Err(Malformed("flags"));
+        }
+        let header = Self {
+            operation: Operation::of(bytes[0])?,
+            flags: Flags(bytes[1]),
+            status: Status::of(u16::from_le_bytes(number(bytes, 2)?))?,
+            request: u64::from_le_bytes(number(bytes, 8)?),
+            meta_bytes: u32::from_le_bytes(number(bytes, 4)?),
+            payload_bytes: u64::from_le_bytes(number(bytes, 24)?),
+            payload_hash: u64::from_le_bytes(number(bytes, 32)?),
+            argument: u64::from_le_bytes(number(bytes, 40)?),
+        };
+        if header.payload_bytes == 0 && header.payload_hash != 0 {
+            return Err(Malformed("hash of no payload"));
+        }
+        Ok(header)
+    }
+
     /// Whether `payload` is what the sender hashed.
     #[must_use]
     pub fn holds(&self, payload: &[u8]) -> bool {
@@ -230,30 +254,10 @@ impl Opener {
             return Err(Status::Replayed);
         }
         self.next += 1;
-        let header = parse(bytes).map_err(|_| Status::BadRequest)?;
+        let header = Header::decode(bytes).map_err(|_| Status::BadRequest)?;
         if header.meta_bytes as usize != meta.len() {
             return Err(Status::BadRequest);
         }
         Ok(header)
     }
-}
-
-fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Header, Malformed> {
-    if bytes[1] & !Flags::KNOWN != 0 {
-        return Err(Malformed("flags"));
-    }
-    let header = Header {
-        operation: Operation::of(bytes[0])?,
-        flags: Flags(bytes[1]),
-        status: Status::of(u16::from_le_bytes(number(bytes, 2)?))?,
-        request: u64::from_le_bytes(number(bytes, 8)?),
-        meta_bytes: u32::from_le_bytes(number(bytes, 4)?),
-        payload_bytes: u64::from_le_bytes(number(bytes, 24)?),
-        payload_hash: u64::from_le_bytes(number(bytes, 32)?),
-        argument: u64::from_le_bytes(number(bytes, 40)?),
-    };
-    if header.payload_bytes == 0 && header.payload_hash != 0 {
-        return Err(Malformed("hash of no payload"));
-    }
-    Ok(header)
 }

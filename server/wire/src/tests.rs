@@ -173,6 +173,7 @@ proptest! {
         let _ = Keys::read(&bytes).map(Iterator::count);
         if let Some(header) = bytes.first_chunk::<HEADER_BYTES>() {
             let _ = Opener::follows(header, &Limits::default());
+            let _ = Header::decode(header);
         }
     }
 
