@@ -292,6 +292,9 @@ pub struct KvArgs {
     /// Tokens of a block, instead of the client's; the trace is cut anew where its own blocks are of another size
     #[arg(long, value_name = "TOKENS", help_heading = "Workload")]
     pub block_tokens: Option<u32>,
+    /// Objects of this share of a block's size, which makes storage look faster: for shaped embedded targets only
+    #[arg(long, value_name = "SHARE", help_heading = "Workload")]
+    pub scale_bytes: Option<f64>,
     /// Host memory for KV blocks of each worker (tier G2)
     #[arg(long, default_value = "8GiB", help_heading = "Workload")]
     pub host_cache: Bytes,

@@ -8,11 +8,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use gpufeed_engine::settings::{Landing, Settings, Verify, WarmUp};
 use gpufeed_engine::wall::Machines;
 use gpufeed_engine::watch::Watch;
-use gpufeed_profiles::units::{Bytes, BytesPerSec, three_digits};
+use gpufeed_profiles::units::{Bytes, BytesPerSec, show_duration, three_digits};
 use gpufeed_workloads::machine::Workload;
 use gpufeed_workloads::op::Verb;
 use gpufeed_workloads::ops::{Mix, Ops, OpsSpec, SizeSpec};
@@ -96,8 +96,21 @@ fn measure(split: &host::Split, duration: Duration, show: Show) -> anyhow::Resul
         },
         0,
     )?;
-    let (_, ops_per_s) = rates(&target, split, Bytes(4 << 10), 1000, duration, show)?;
-    let (bytes_per_s, _) = rates(&target, split, Bytes(2 << 20), 64, duration, show)?;
+    // A machine so busy that nothing is done in that time gets more of it: a ceiling of zero would be a lie.
+    let patiently = |size, objects| {
+        for duration in [duration, 4 * duration, 16 * duration] {
+            let rates = rates(&target, split, size, objects, duration, show)?;
+            if rates.0 > 0.0 {
+                return Ok(rates);
+            }
+        }
+        bail!(
+            "no read of {size} ended within {}: this machine is too busy to be calibrated",
+            show_duration(16 * duration)
+        )
+    };
+    let (_, ops_per_s) = patiently(Bytes(4 << 10), 1000)?;
+    let (bytes_per_s, _) = patiently(Bytes(2 << 20), 64)?;
     Ok(Ceiling { bytes_per_s, ops_per_s })
 }
 

@@ -1,5 +1,6 @@
 //! From what the user typed to what will be done: every default is chosen here, and the target is not touched.
 
+pub(crate) mod fit;
 mod inference;
 mod kv_client;
 mod ops;

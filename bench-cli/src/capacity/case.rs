@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use gpufeed_profiles::Overrides;
-use gpufeed_profiles::units::{Bytes, show_duration};
+use gpufeed_profiles::units::show_duration;
 use gpufeed_schema::Kv as Section;
 use gpufeed_workloads::inference::CostModel;
 use gpufeed_workloads::kv::{BaselineKind, Counted, Kv, KvSpec, Moved, Requests, of_kind, play};
@@ -103,8 +103,9 @@ impl Case {
         let SpecPlan::Kv(mut plan) = member.spec else { return Err(usage("there is nothing to play")) };
         if let Some(engine) = engine {
             with_engine(&mut plan, engine, &model, &gpu, tp, &set)?;
+            let (model, gpu, engine) = profiles(&model, &gpu, engine, &set)?;
+            crate::resolve::fit::check(&plan.spec, &plan.cost, &model, &gpu, &engine)?;
         }
-        fits(&plan, &model, &gpu, tp, &set)?;
         let requests = crate::run::member::requests(&plan)?;
         if requests.shares_nothing() {
             return Err(usage(format!(
@@ -203,40 +204,6 @@ fn with_engine(plan: &mut KvPlan, engine: &str, model: &str, gpu: &str, tp: u32,
     plan.spec.max_num_seqs = u32::try_from(engine.max_sequences).unwrap_or(u32::MAX);
     plan.spec.gpu_memory_utilization = engine.hbm_utilization_ratio;
     Ok(())
-}
-
-/// Says what would fit where a model does not.
-fn fits(plan: &KvPlan, model: &str, gpu: &str, tp: u32, set: &[String]) -> anyhow::Result<()> {
-    let spec = &plan.spec;
-    let room = |cost: &CostModel| {
-        cost.hbm_blocks(spec.gpu_memory_utilization, spec.max_num_batched_tokens, u64::from(spec.block_tokens)) > 0
-    };
-    if room(&plan.cost) {
-        return Ok(());
-    }
-    let (model, gpu, engine) = profiles(model, gpu, "vllm", set)?;
-    let least_tp = |weights| {
-        let costs = |tp: &u32| room(&CostModel::from_profiles(&model, &gpu, &engine, *tp, weights, model.kv_dtype));
-        [1, 2, 4, 8, 16, 32].into_iter().find(costs)
-    };
-    let mut ways: Vec<String> = least_tp(model.weight_dtype).map(|tp| format!("--tp {tp}")).into_iter().collect();
-    if model.weight_dtype.bytes() > 1.0 {
-        let fp8 = least_tp(gpufeed_profiles::Dtype::Fp8)
-            .filter(|fp8| *fp8 < least_tp(model.weight_dtype).unwrap_or(u32::MAX));
-        ways.extend(fp8.map(|tp| format!("8-bit weights (--set model.weight_dtype=fp8) with --tp {tp}")));
-    }
-    let ways = if ways.is_empty() {
-        "no number of these GPUs up to 32 would do".to_owned()
-    } else {
-        format!("{} would fit", ways.join(", or "))
-    };
-    Err(usage(format!(
-        "{} does not fit {} × {tp}: {} of weights on each GPU of {}; {ways}",
-        model.name,
-        gpu.name,
-        Bytes(plan.cost.weight_bytes_per_rank as u64),
-        Bytes(plan.cost.hbm_bytes as u64)
-    )))
 }
 
 /// Virtual runs on all cores, with what they will take and how far they are.

@@ -10,7 +10,7 @@ use gpufeed_workloads::kv::{KvSpec, LoadPolicy, Overlap, Routing};
 use gpufeed_workloads::rag::{IndexPlan, QueryArrivals};
 use gpufeed_workloads::trace::{Kind, Spread, Synth};
 
-use super::{apply, bounded_by_work, kv_client, own_settings, prefix, tiers, timed, topology};
+use super::{apply, bounded_by_work, fit, kv_client, own_settings, prefix, tiers, timed, topology};
 use crate::args::{
     InferenceArgs, KvArgs, LoadPolicyArg, OverlapArg, RagArgs, RoutingArg, SharedArgs, TierArgs, TopologyArgs,
 };
@@ -134,6 +134,7 @@ pub(super) fn kv(args: &KvArgs, target: &TargetPlan) -> anyhow::Result<MemberPla
         layers_per_read: args.layers_per_read,
         time_scale: args.inference.time_scale,
         rate_scale: args.inference.rate_scale,
+        bytes_scale: args.scale_bytes.unwrap_or(1.0),
         slo_ttft: args.inference.slo_ttft.unwrap_or(KvSpec::default().slo_ttft),
         slo_tpot: args.inference.slo_tpot.unwrap_or(KvSpec::default().slo_tpot),
         prefix: prefix(target, "kv"),
@@ -144,6 +145,7 @@ pub(super) fn kv(args: &KvArgs, target: &TargetPlan) -> anyhow::Result<MemberPla
     let spec = kv_client::settle(&client, &served.model, &served.cost, args.block_tokens, spec)?;
     let spec = apply(spec, "kv", &own)?;
     spec.check().or_usage()?;
+    fit::check(&spec, &served.cost, &served.model, &served.gpu, &served.engine)?;
     check_bytes_scale(&spec, target)?;
     kv_client::check_object(&spec, &served.cost, target)?;
     let mut scaling = scaling(&spec);
@@ -184,6 +186,7 @@ pub(super) fn quick_kv(shared: &SharedArgs, target: &TargetPlan) -> anyhow::Resu
         routing: RoutingArg::LeastLoaded,
         no_baselines: false,
         block_tokens: None,
+        scale_bytes: None,
         topology: TopologyArgs::default(),
         tiers: TierArgs::default(),
     };
@@ -322,7 +325,7 @@ fn rate_scaled(scale: f64, what: &str) -> Option<String> {
 fn check_bytes_scale(spec: &KvSpec, target: &TargetPlan) -> anyhow::Result<()> {
     let shaped = matches!(target, TargetPlan::Embedded { shape, .. } if !shape.is_empty());
     if spec.bytes_scale != 1.0 && !shaped {
-        return Err(usage("kv.bytes_scale makes storage look faster: it is for embedded targets with --shape only"));
+        return Err(usage("--scale-bytes (kv.bytes_scale) makes storage look faster: it is for embedded targets with --shape only"));
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ pub enum SearchWorkload {
     /// Most accelerators that stay at their utilization or above
     Training(TrainingSearch),
     /// Most requests per second inside the objectives: how many times as fast as the trace
-    Kv(KvSearch),
+    Kv(Box<KvSearch>),
     /// Most queries per second inside the objective
     Rag(RagSearch),
     /// Most clients, or operations per second, before latency or throughput give in

@@ -135,7 +135,7 @@ struct Levels {
 pub(super) fn request(workload: SearchWorkload) -> anyhow::Result<Request> {
     match workload {
         SearchWorkload::Training(args) => training(args),
-        SearchWorkload::Kv(args) => kv(args),
+        SearchWorkload::Kv(args) => kv(*args),
         SearchWorkload::Rag(args) => rag(args),
         SearchWorkload::Ops(args) => ops(args),
     }

@@ -75,6 +75,8 @@ pub(super) struct Station {
     second_from: u16,
     cancelling: Cell<bool>,
     usage: RefCell<Usage>,
+    /// What the thread had used when it began.
+    born: ThreadUse,
 }
 
 /// What the thread used at the ends of the window.
@@ -117,6 +119,7 @@ impl Station {
             second_from: second_from.unwrap_or(u16::MAX),
             cancelling: Cell::new(false),
             usage: RefCell::default(),
+            born: ThreadUse::now(),
         }
     }
 
@@ -147,6 +150,10 @@ impl Station {
     /// What the thread used in the window, up to now where it has not ended.
     pub(super) fn usage(&self) -> Usage {
         let mut usage = self.usage.borrow().clone();
+        if usage.first.is_none() && self.clock.now() >= self.shared.window.from() {
+            // Over before the first beat: what came before the window was short too.
+            usage.first = Some(self.born);
+        }
         if usage.first.is_some() && usage.last.is_none() {
             usage.last = Some(ThreadUse::now());
         }
