@@ -325,7 +325,9 @@ fn rate_scaled(scale: f64, what: &str) -> Option<String> {
 fn check_bytes_scale(spec: &KvSpec, target: &TargetPlan) -> anyhow::Result<()> {
     let shaped = matches!(target, TargetPlan::Embedded { shape, .. } if !shape.is_empty());
     if spec.bytes_scale != 1.0 && !shaped {
-        return Err(usage("--scale-bytes (kv.bytes_scale) makes storage look faster: it is for embedded targets with --shape only"));
+        return Err(usage(
+            "--scale-bytes (kv.bytes_scale) makes storage look faster: it is for embedded targets with --shape only",
+        ));
     }
     Ok(())
 }
