@@ -19,6 +19,7 @@ use crate::exit::{OrUsage, usage};
 use crate::output;
 use crate::plan::{KvPlan, SpecPlan, WarmUpPlan};
 use crate::progress::Show;
+use crate::resolve::fit;
 
 /// What is played, whatever the storage.
 #[derive(Debug, Clone)]
@@ -104,7 +105,7 @@ impl Case {
         if let Some(engine) = engine {
             with_engine(&mut plan, engine, &model, &gpu, tp, &set)?;
             let (model, gpu, engine) = profiles(&model, &gpu, engine, &set)?;
-            crate::resolve::fit::check(&plan.spec, &plan.cost, &model, &gpu, &engine)?;
+            fit::check(fit::Memory::of(&plan.spec), &plan.cost, &model, &gpu, &engine)?;
         }
         let requests = crate::run::member::requests(&plan)?;
         if requests.shares_nothing() {

@@ -10,16 +10,37 @@ use crate::exit::usage;
 /// Numbers of GPUs that are tried.
 const TRIED: [u32; 6] = [1, 2, 4, 8, 16, 32];
 
+/// What an engine may use of GPU memory, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory {
+    /// Share of it that the engine may use.
+    pub(crate) utilization_ratio: f64,
+    /// Most tokens of one iteration.
+    pub(crate) batched_tokens: u64,
+    /// Tokens of a block.
+    pub(crate) block_tokens: u64,
+}
+
+impl Memory {
+    /// Of a KV-cache run.
+    pub(crate) fn of(spec: &KvSpec) -> Self {
+        Self {
+            utilization_ratio: spec.gpu_memory_utilization,
+            batched_tokens: spec.max_num_batched_tokens,
+            block_tokens: u64::from(spec.block_tokens),
+        }
+    }
+}
+
 /// Refuses a model that leaves no room, and says what would fit.
 ///
 /// # Errors
 /// When not one block fits beside the weights.
-pub(crate) fn check(spec: &KvSpec, cost: &CostModel, model: &Model, gpu: &Gpu, engine: &Engine) -> anyhow::Result<()> {
-    let room = |cost: &CostModel| {
-        cost.hbm_blocks(spec.gpu_memory_utilization, spec.max_num_batched_tokens, u64::from(spec.block_tokens)) > 0
-    };
-    // Who says how many blocks there are knows better than the estimate.
-    if spec.g1_blocks.is_some() || room(cost) {
+pub(crate) fn check(memory: Memory, cost: &CostModel, model: &Model, gpu: &Gpu, engine: &Engine) -> anyhow::Result<()> {
+    let room =
+        |cost: &CostModel| cost.hbm_blocks(memory.utilization_ratio, memory.batched_tokens, memory.block_tokens) > 0;
+    // Also where the number of blocks is given: the weights must fit all the same.
+    if room(cost) {
         return Ok(());
     }
     let least_tp = |weights| {

@@ -145,7 +145,7 @@ pub(super) fn kv(args: &KvArgs, target: &TargetPlan) -> anyhow::Result<MemberPla
     let spec = kv_client::settle(&client, &served.model, &served.cost, args.block_tokens, spec)?;
     let spec = apply(spec, "kv", &own)?;
     spec.check().or_usage()?;
-    fit::check(&spec, &served.cost, &served.model, &served.gpu, &served.engine)?;
+    fit::check(fit::Memory::of(&spec), &served.cost, &served.model, &served.gpu, &served.engine)?;
     check_bytes_scale(&spec, target)?;
     kv_client::check_object(&spec, &served.cost, target)?;
     let mut scaling = scaling(&spec);
@@ -263,6 +263,12 @@ pub(super) fn rag(args: &RagArgs, target: &TargetPlan) -> anyhow::Result<MemberP
         prefix: prefix(target, "rag"),
     };
     let spec = apply(spec, "rag", &own)?;
+    let memory = fit::Memory {
+        utilization_ratio: spec.gpu_memory_utilization,
+        batched_tokens: spec.max_num_batched_tokens,
+        block_tokens: spec.block_tokens,
+    };
+    fit::check(memory, &served.cost, &served.model, &served.gpu, &served.engine)?;
     let sources = served.sources();
     // Without a trace file, arrivals have a rate of their own.
     let rate_scale = if matches!(spec.arrivals, QueryArrivals::Trace { .. }) { args.inference.rate_scale } else { 1.0 };

@@ -117,7 +117,7 @@ fn models_too_big_are_refused_before_anything_is_written() {
         for last in ["--dry-run", "--quiet"] {
             let place = Place::new();
             let ended = place.run(&["run", workload, "--model", "llama-3.1-405b", "--gpu", "l40s", "--out", "r", last]);
-            ended.said(2, &["llama-3.1-405b", "no GPU memory", "l40s", "more GPUs per worker"]);
+            ended.said(2, &["llama-3.1-405b does not fit l40s × 1", "--tp 32", "fp8"]);
             assert!(place.names().is_empty(), "{:?}", place.names());
         }
     }
