@@ -234,6 +234,11 @@ impl<S> Link<S> {
         }
     }
 
+    /// So many requests will never be whole, and have no answer.
+    pub(super) fn abandon(&self, requests: usize) {
+        self.requests.set(self.requests.get().saturating_sub(u32::try_from(requests).unwrap_or(u32::MAX)));
+    }
+
     /// A frame that has no answer of its own is dealt with.
     pub(super) fn count(&self, ticket: Ticket) {
         self.close(Ticket { last: false, ..ticket });

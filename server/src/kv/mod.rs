@@ -85,8 +85,11 @@ where
             ended = reading => ended,
             sent = &mut sending => return sent,
         };
-        if let Err(End::Protocol(status)) = &ended {
-            link.say(*status);
+        match &ended {
+            Err(End::Protocol(status)) => link.say(*status),
+            // Nobody is there to be answered.
+            Err(End::Io(_) | End::Silent) => return ended,
+            Ok(()) => {}
         }
         // What is under way is answered first.
         link.finish();

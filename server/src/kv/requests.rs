@@ -32,6 +32,8 @@ struct Input<T> {
     from: T,
     bytes: BytesMut,
     patience: std::time::Duration,
+    /// Longest time between frames.
+    idle: std::time::Duration,
 }
 
 impl<T: AsyncRead + Unpin> Input<T> {
@@ -52,6 +54,8 @@ impl<T: AsyncRead + Unpin> Input<T> {
                     biased;
                     read = self.from.read_buf(&mut self.bytes) => read.map_err(End::Io),
                     () = drain => Err(End::Protocol(Status::Closing)),
+                    // A client that asks for nothing holds a connection that another could use.
+                    () = tokio::time::sleep(self.idle) => Err(End::Protocol(Status::Closing)),
                 }
             };
             if read.await? == 0 {
@@ -73,12 +77,27 @@ impl<T: AsyncRead + Unpin> Input<T> {
 pub(super) async fn read<S: Store>(
     link: &Rc<Link<S>>,
     from: impl AsyncRead + Unpin,
-    mut open: Opener,
+    open: Opener,
     connection: &Connection,
 ) -> Result<(), End> {
-    let mut input = Input { from, bytes: BytesMut::new(), patience: link.core.limits.body_timeout };
     // Batches that are being put: what became of each block so far.
-    let mut batches: HashMap<u64, Vec<u8>> = HashMap::new();
+    let mut batches = HashMap::new();
+    let ended = frames(link, from, open, connection, &mut batches).await;
+    // What they have waited for will not come.
+    link.abandon(batches.len());
+    ended
+}
+
+async fn frames<S: Store>(
+    link: &Rc<Link<S>>,
+    from: impl AsyncRead + Unpin,
+    mut open: Opener,
+    connection: &Connection,
+    batches: &mut HashMap<u64, Vec<u8>>,
+) -> Result<(), End> {
+    let limits = &link.core.limits;
+    let (patience, idle) = (limits.body_timeout, limits.idle_timeout);
+    let mut input = Input { from, bytes: BytesMut::new(), patience, idle };
     loop {
         link.admit().await;
         if !input.need(HEADER_BYTES, connection).await? {
@@ -137,7 +156,10 @@ pub(super) async fn read<S: Store>(
                 let mut statuses = statuses.unwrap_or_default();
                 statuses.extend((outcome.status as u16).to_le_bytes());
                 let more = batch && header.flags.has(Flags::MORE);
-                if more && statuses.len() / 2 >= gpufeed_wire::BATCH_KEYS {
+                // Batches that never end would fill the connection, and it would wait for itself.
+                let unended = batches.len() as u32 >= link.limits.requests / 2;
+                if more && (unended || statuses.len() / 2 >= gpufeed_wire::BATCH_KEYS) {
+                    batches.insert(header.request, statuses);
                     return Err(End::Protocol(Status::BadRequest));
                 }
                 if more {

@@ -192,6 +192,23 @@ fn who_says_nothing_is_cut_off() {
     assert!(began.elapsed() < Duration::from_secs(10));
 }
 
+#[test]
+fn who_asks_for_nothing_or_ends_no_batch_is_let_go() {
+    let mut config = config();
+    config.limits.idle_timeout = Duration::from_millis(300);
+    let server = blocks(config);
+    let mut peer = Peer::new(&server);
+    assert_eq!(peer.put("k", b"block", Flags::default()), Status::Ok);
+    assert_eq!(peer.end(), Some(Status::Closing));
+    let mut peer = Peer::new(&server);
+    // Half of what may be in flight, and one more.
+    for request in 0..=512 {
+        let header = Header { flags: Flags::MORE, ..Header::request(Operation::BatchPut, request, 0) }.carrying(b"x");
+        peer.send(header, &one("k"), b"x");
+    }
+    assert_eq!(peer.end(), Some(Status::BadRequest));
+}
+
 #[tokio::test]
 async fn blocks_are_objects_and_objects_are_blocks() {
     let server = blocks(config());
